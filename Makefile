@@ -1,0 +1,74 @@
+# The commands of the project; `make help` lists them. Works with GNU make 3.81 (macOS) and later.
+
+# Python 3.11 or later, from which .venv is made.
+PYTHON = python3
+# cuda12 or cuda13: fit on an NVIDIA GPU. Empty: on the processor.
+JAX =
+# Further arguments of snakemake (run), pytest (test) or uv (lock).
+ARGS =
+
+GPU_BUILDS = cuda12 cuda13 cuda12-local cuda13-local
+ifneq ($(filter-out $(GPU_BUILDS),$(JAX)),)
+$(error JAX=$(JAX) is not a GPU build of JAX; wanted one of: $(GPU_BUILDS), or nothing for the processor)
+endif
+
+VENV = .venv/bin/python
+INSTALLED = .venv/installed$(JAX:%=-%)
+# What a run without further arguments has brought up to date.
+UP_TO_DATE = import yaml; folder = yaml.safe_load(open('config.yaml')).get('results', 'results'); \
+             print(f'{folder}/catalogue.h5 and {folder}/report.html are up to date.')
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test tables lock clean
+
+help:
+	@echo 'make run     fit the images of config.yaml; again: only what has changed since'
+	@echo '             JAX=cuda12 or JAX=cuda13: on an NVIDIA GPU; ARGS="...": further arguments of snakemake'
+	@echo 'make test    check style, formats and types, and run every test; ARGS="...": further arguments of pytest'
+	@echo 'make tables  write the tables of README.md from the schema and the column definitions'
+	@echo 'make lock    write requirements.txt from pyproject.toml; ARGS=--upgrade: with the newest versions'
+	@echo 'make clean   remove .venv and the caches of tools; results and data stay'
+	@echo 'PYTHON=python3.12 names the Python to use. The first command installs all it needs into .venv.'
+
+# The processor needs no resource. A fit job that asks for `gpu` runs on one; one such job at a time.
+run: $(INSTALLED)
+	@$(VENV) -m snakemake --cores all $(if $(JAX),--resources gpu=1 --set-resources fit:gpu=1) $(ARGS)
+	$(if $(ARGS),,@$(VENV) -c "$(UP_TO_DATE)")
+
+test: $(INSTALLED)
+	$(VENV) -m ruff check
+	$(VENV) -m ruff format --check
+	$(VENV) -m snakefmt --check Snakefile workflow
+	$(VENV) -m mypy
+	$(VENV) docs/tables.py --check
+	$(VENV) -m pytest --numprocesses logical --maxprocesses 8 $(ARGS)
+
+tables: .venv/installed
+	$(VENV) docs/tables.py
+
+# One version of each package for all supported Pythons, so that all of them give the same numbers.
+lock:
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder" \
+	&& "$$folder/bin/python" -m pip install --quiet --disable-pip-version-check uv \
+	&& "$$folder/bin/uv" pip compile pyproject.toml --extra test --universal --python-version 3.11 \
+	    --fork-strategy fewest --no-header --quiet --output-file requirements.txt $(ARGS)
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find pipeline workflow tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are made last: an interrupted installation starts afresh.
+.venv/installed: requirements.txt
+	@command -v $(PYTHON) >/dev/null || { echo 'cauchyfit needs Python 3.11 or later; there is no $(PYTHON). Name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "cauchyfit needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo '$(PYTHON) lacks the modules venv and ensurepip, which make .venv. On Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+	@echo 'Installing the pinned packages into .venv: once, a few minutes.'
+	@$(PYTHON) -m venv --clear .venv
+	@$(VENV) -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@touch $@
+
+.venv/installed-%: .venv/installed
+	@echo 'Installing JAX for $*: once, some gigabytes.'
+	@$(VENV) -m pip install --quiet --disable-pip-version-check --constraint requirements.txt 'jax[$*]'
+	@touch $@

@@ -1,0 +1,3 @@
+"""cauchyfit."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,414 @@
+"""The catalogue on disk: parts, one a shard, and the file they are merged into. The only user of h5py.
+
+Layout of a catalogue, format version 1; a part has the first three and no metadata beside them::
+
+    /                       attributes format, format_version, unit, unit_note
+    /catalogue              table of columns.COLUMNS, one row an image
+    /covariance/<name>      (n, p, p) float64, rows as in /catalogue, attribute parameters = order of the p axes
+    /rejected               table of columns.REJECTED, one row an image that could not be read
+    /truth                  table of columns.TRUTH, rows as in /catalogue; simulated images only
+    /flag_bits              table of name, bit, meaning
+    /provenance/<name>      one text each
+
+A table is a compound dataset beside ``<name>.__table_column_meta__``, which is astropy's own layout:
+``QTable.read(path, path="catalogue")`` knows units and descriptions, and ``.write("catalogue.fits")`` on what it gives
+is for TOPCAT; h5py, PyTables and ``pandas.read_hdf(path, key="catalogue")`` read the same dataset. Text is fixed-length
+UTF-8 in bytes; bytes of a file name that are not UTF-8 are kept as they are (pandas alone refuses these). The same
+parts give the same file, byte by byte.
+"""
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+from astropy import units
+from astropy.table import Table, meta
+
+from pipeline.columns import COLUMNS, COVARIANCES, FLAGS, REJECTED, TRUTH, Column
+
+FORMAT = "cauchyfit catalogue"
+FORMAT_VERSION = 1
+
+FLAG_BITS = (
+    Column("name", "S", "", "name of the flag", "flag_bits"),
+    Column("bit", "i8", "", "number of the bit in the column flags, from 0", "flag_bits"),
+    Column("meaning", "S", "", "when the bit is set", "flag_bits"),
+)
+
+# A chunk is compressed and read as one; a slab is what is held in memory of one dataset.
+CHUNK_BYTES = 1 << 19
+SLAB_BYTES = 1 << 23
+
+_META = ".__table_column_meta__"
+_IMAGE = units.def_unit("image")
+
+
+class Summary(NamedTuple):
+    """What a catalogue holds beside its rows.
+
+    ``rows``, ``rejected``: numbers of rows; ``has_truth``; ``parameters``: order of the covariance matrices;
+    ``units``: unit of each column of the catalogue as text; ``unit_note``: why columns in image units have none,
+    else ""; ``provenance``: text by name.
+    """
+
+    rows: int
+    rejected: int
+    has_truth: bool
+    parameters: tuple[str, ...]
+    units: dict[str, str]
+    unit_note: str
+    provenance: dict[str, str]
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give the name of a temporary file that takes the place of ``path``, whole and on disk, when the block ends well.
+
+    If the block raises, the temporary file is removed and ``path`` stays what it was. The temporary name is fixed, so
+    that what a killed job left behind is overwritten by the next.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_part(
+    path: str | Path,
+    rows: Mapping[str, np.ndarray],
+    covariance: Mapping[str, np.ndarray],
+    parameters: Sequence[str],
+    rejected: Iterable[tuple],
+    unit: str,
+) -> None:
+    """Write the part of the catalogue that one shard gives.
+
+    Parameters
+    ----------
+    path : path
+        Replaced as a whole or not at all.
+    rows : dict of (n,) arrays
+        Every column of `columns.COLUMNS`; text as str or bytes.
+    covariance : dict of (n, p, p) arrays
+        Every name of `columns.COVARIANCES`.
+    parameters : sequence of p str
+        Order of the last two axes of ``covariance``.
+    rejected : iterable of (file, hdu, plane, source, reason)
+    unit : str
+        BUNIT of the images, "" where they have none or differ.
+
+    Raises
+    ------
+    ValueError
+        If a column or covariance is missing, unknown, or of the wrong shape or kind.
+    """
+    tables = {
+        "catalogue": _pack(path, COLUMNS, rows),
+        "rejected": _pack(path, REJECTED, _columns(REJECTED, rejected)),
+    }
+    shape = (len(tables["catalogue"]), len(parameters), len(parameters))
+    _check_names(path, "covariances", covariance, COVARIANCES)
+    with replacing(path) as temporary, h5py.File(temporary, "w", locking="best-effort") as file:
+        file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, unit=unit)
+        for name, array in tables.items():
+            _create_table(file, name, len(array), array.dtype)[...] = array
+        for name in COVARIANCES:
+            if covariance[name].shape != shape:
+                msg = f"{path}: covariance {name} has shape {covariance[name].shape}, wanted {shape}"
+                raise ValueError(msg)
+            _create_covariance(file, name, shape[0], parameters)[...] = covariance[name]
+
+
+def merge(
+    parts: Sequence[str | Path],
+    path: str | Path,
+    *,
+    truth: Mapping[str, np.ndarray] | None = None,
+    provenance: Mapping[str, str],
+    image_units: Mapping[str, str] | None = None,
+) -> None:
+    """Write the catalogue from its parts, in the order given, holding a few megabytes of them at a time.
+
+    Parameters
+    ----------
+    parts : sequence of paths
+        Files of `write_part`, at least one; a part may have no rows.
+    path : path
+        Replaced as a whole or not at all.
+    truth : dict of (m,) arrays, optional
+        ``image_id`` of every row of the catalogue, in any order, and columns of `columns.TRUTH`; what is absent is NaN.
+    provenance : dict of str
+        Texts of the group ``provenance``.
+    image_units : dict of str, optional
+        Units of columns, and of their errors, that are not in the unit of the images as `columns` has it:
+        ``{"scale": ""}`` where the images come with uncertainty maps.
+
+    Raises
+    ------
+    ValueError
+        If there is no part, if parts disagree in format, columns or parameters, or if the truth of a row is missing.
+
+    Notes
+    -----
+    The word ``image`` in the unit of a column becomes the unit of the images. Where images have none, differ, or
+    have one that astropy does not read, it becomes 1, and the attribute ``unit_note`` says why.
+    """
+    if not parts:
+        msg = f"{path}: no parts to merge, wanted one a shard"
+        raise ValueError(msg)
+    heads = [_inspect(part) for part in parts]
+    for part, head in zip(parts, heads, strict=True):
+        if head.parameters != heads[0].parameters:
+            msg = f"{part}: parameters {head.parameters}, but {parts[0]} has {heads[0].parameters}"
+            raise ValueError(msg)
+    count = sum(head.rows for head in heads)
+    widths = {table: {k: max(h.widths[table][k] for h in heads) for k in w} for table, w in heads[0].widths.items()}
+    image, note = _common_unit({head.unit for head in heads if head.rows})
+    texts = {c.name: (image_units or {}).get(c.name.removesuffix("_err"), c.unit) for c in COLUMNS}
+    bits = _pack(path, FLAG_BITS, _columns(FLAG_BITS, ((f.name, f.bit, f.meaning) for f in FLAGS)))
+
+    with replacing(path) as temporary, h5py.File(temporary, "w", locking="best-effort") as file:
+        file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, unit=image.to_string(), unit_note=note)
+
+        def table(name: str, columns: tuple[Column, ...], dtype: np.dtype, rows: int) -> h5py.Dataset:
+            lines = _table_meta(columns, dtype, {c.name: _column_unit(texts.get(c.name, ""), image) for c in columns})
+            file.create_dataset(name + _META, data=lines)
+            return _create_table(file, name, rows, dtype)
+
+        table("flag_bits", FLAG_BITS, bits.dtype, len(bits))[...] = bits
+        outputs = {
+            "catalogue": table("catalogue", COLUMNS, _dtype(COLUMNS, widths["catalogue"]), count),
+            "rejected": table(
+                "rejected", REJECTED, _dtype(REJECTED, widths["rejected"]), sum(h.rejected for h in heads)
+            ),
+            **{f"covariance/{k}": _create_covariance(file, k, count, heads[0].parameters) for k in COVARIANCES},
+        }
+        if truth is not None:
+            order = np.argsort(truth["image_id"])
+            truth = {name: np.asarray(values)[order] for name, values in truth.items()}
+            truth_rows = table("truth", TRUTH, _dtype(TRUTH, widths["catalogue"]), count)
+        done = dict.fromkeys(outputs, 0)
+        for part in parts:
+            with _open(part) as source:
+                for name, output in outputs.items():
+                    for slab in _slabs(source[name]):
+                        start, stop = done[name], done[name] + len(slab)
+                        output[start:stop] = slab
+                        if name == "catalogue" and truth is not None:
+                            truth_rows[start:stop] = _truth_of(slab, truth, truth_rows.dtype)
+                        done[name] = stop
+        for name, text in provenance.items():
+            if "/" in name:
+                msg = f"{path}: provenance name {name!r} holds a '/'"
+                raise ValueError(msg)
+            file[f"provenance/{name}"] = np.bytes_(_encode(text) or b"\0")
+
+
+def read_summary(path: str | Path) -> Summary:
+    """Sizes, units, parameters and provenance of a catalogue; no rows are read."""
+    with _open(path) as file:
+        lines = [line.decode() for line in file["catalogue" + _META]]
+        return Summary(
+            rows=len(file["catalogue"]),
+            rejected=len(file["rejected"]),
+            has_truth="truth" in file,
+            parameters=tuple(file["covariance"][COVARIANCES[0]].attrs["parameters"]),
+            units={c["name"]: str(c.get("unit", "")) for c in meta.get_header_from_yaml(lines)["datatype"]},
+            unit_note=file.attrs["unit_note"],
+            provenance={k: _decode(v[()]) for k, v in file.get("provenance", {}).items()},
+        )
+
+
+def read_rows(
+    path: str | Path,
+    columns: Sequence[str] | None = None,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    table: str = "catalogue",
+) -> dict[str, np.ndarray]:
+    """Rows ``start..stop-1`` of a table as a dict of columns (all by default); text as an object array of str."""
+    with _open(path) as file:
+        dataset = file[table]
+        names = list(dataset.dtype.names if columns is None else columns)
+        rows = dataset.fields(names)[start:stop]
+    text = {name for name in names if rows.dtype[name].kind == "S"}
+    return {k: np.array([_decode(v) for v in rows[k]], dtype=object) if k in text else rows[k] for k in names}
+
+
+class _Head(NamedTuple):
+    """What merging needs to know of a part before its rows."""
+
+    rows: int
+    rejected: int
+    widths: dict[str, dict[str, int]]
+    parameters: tuple[str, ...]
+    unit: str
+
+
+def _inspect(part: str | Path) -> _Head:
+    with _open(part) as file:
+        got = file.attrs.get("format"), file.attrs.get("format_version")
+        if got != (FORMAT, FORMAT_VERSION):
+            msg = f"{part}: format {got}, wanted {(FORMAT, FORMAT_VERSION)}"
+            raise ValueError(msg)
+        widths = {}
+        for name, columns in (("catalogue", COLUMNS), ("rejected", REJECTED)):
+            dtype = file[name].dtype
+            _check_names(part, f"columns of {name}", dtype.names, [c.name for c in columns])
+            widths[name] = {c.name: dtype[c.name].itemsize for c in columns if c.dtype == "S"}
+        covariance = file["covariance"][COVARIANCES[0]]
+        parameters = tuple(covariance.attrs["parameters"])
+        return _Head(len(file["catalogue"]), len(file["rejected"]), widths, parameters, file.attrs["unit"])
+
+
+def _truth_of(rows: np.ndarray, truth: Mapping[str, np.ndarray], dtype: np.dtype) -> np.ndarray:
+    """Rows of the table of truth beside these rows of the catalogue; ``truth`` in order of image_id."""
+    known, wanted = truth["image_id"], rows["image_id"]
+    place = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+    if len(known) == 0 or not np.array_equal(known[place], wanted):
+        msg = f"the truth of some of the images is missing; it is there for {len(known)}"
+        raise ValueError(msg)
+    result = np.empty(len(rows), dtype)
+    for column in TRUTH:
+        name = column.name
+        result[name] = rows[name] if column.group == "identity" else truth[name][place] if name in truth else np.nan
+    return result
+
+
+def _common_unit(texts: set[str]) -> tuple[units.UnitBase, str]:
+    """The unit that all images share, or a dimensionless one and why."""
+    one = units.dimensionless_unscaled
+    named = sorted(texts)
+    if len(named) > 1:
+        return one, f"the images differ in their unit (BUNIT): {', '.join(map(repr, named))}"
+    if not named or not named[0].strip():
+        return one, "the images name no unit (BUNIT)"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", units.UnitsWarning)
+        try:
+            unit = units.Unit(named[0])
+        except ValueError:
+            unit = None
+    # Logarithmic units such as mag(AB) cannot be multiplied by an area.
+    if not isinstance(unit, units.UnitBase):
+        return one, f"the unit of the images (BUNIT) is not one that astropy reads: {named[0]!r}"
+    return unit, ""
+
+
+def _column_unit(text: str, image: units.UnitBase) -> units.UnitBase | None:
+    """Unit of a column from its text in `columns`, in which ``image`` stands for the unit of the images."""
+    if not text:
+        return None
+    with units.add_enabled_units(_IMAGE):
+        unit = units.Unit(text)
+    result = units.dimensionless_unscaled
+    for base, power in zip(unit.bases, unit.powers, strict=True):
+        result = result * (image if base == _IMAGE else base) ** power
+    return result
+
+
+def _table_meta(columns: Sequence[Column], dtype: np.dtype, unit: Mapping[str, units.UnitBase | None]) -> np.ndarray:
+    """The lines that astropy keeps beside a table."""
+    table = Table(np.empty(0, dtype))
+    for column in columns:
+        table[column.name].unit = unit[column.name]
+        table[column.name].description = column.description
+    return np.array([line.encode() for line in meta.get_yaml_from_table(table)], dtype="S")
+
+
+def _dtype(columns: Sequence[Column], widths: Mapping[str, int]) -> np.dtype:
+    return np.dtype([(c.name, f"S{widths[c.name]}" if c.dtype == "S" else c.dtype) for c in columns])
+
+
+def _columns(columns: Sequence[Column], rows: Iterable[tuple]) -> dict[str, np.ndarray]:
+    """Rows as a dict of columns."""
+    listed = list(rows)
+    kinds = [object if c.dtype == "S" else c.dtype for c in columns]
+    return {c.name: np.array([r[i] for r in listed], dtype=kinds[i]) for i, c in enumerate(columns)}
+
+
+def _pack(path: str | Path, columns: Sequence[Column], values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A dict of columns as one structured array, text as wide as its longest entry."""
+    _check_names(path, "columns", values, [c.name for c in columns])
+    text = {c.name: [_encode(v) for v in values[c.name]] for c in columns if c.dtype == "S"}
+    widths = {name: max(1, *map(len, entries), 1) for name, entries in text.items()}
+    result = np.empty(len(values[columns[0].name]), _dtype(columns, widths))
+    for column in columns:
+        value = np.array(text[column.name], dtype="S") if column.dtype == "S" else np.asarray(values[column.name])
+        if value.shape != result.shape or not np.can_cast(value.dtype, result.dtype[column.name], "same_kind"):
+            wanted = f"{column.dtype} of shape {result.shape}"
+            msg = f"{path}: column {column.name} is {value.dtype} of shape {value.shape}, wanted {wanted}"
+            raise ValueError(msg)
+        result[column.name] = value
+    return result
+
+
+def _check_names(path: str | Path, what: str, got: Iterable[str], wanted: Sequence[str]) -> None:
+    got = list(got)
+    if set(got) != set(wanted):
+        missing = [name for name in wanted if name not in got]
+        msg = f"{path}: {what} missing: {missing}; not known: {[name for name in got if name not in wanted]}"
+        raise ValueError(msg)
+
+
+def _create_table(file: h5py.File, name: str, count: int, dtype: np.dtype) -> h5py.Dataset:
+    """An empty table in compressed chunks of rows; HDF5 has no chunks for no rows."""
+    if count == 0:
+        return file.create_dataset(name, (0,), dtype)
+    chunk = min(count, max(1, CHUNK_BYTES // dtype.itemsize))
+    # Gzip, because every reader of HDF5 has it; no times, so that equal content makes equal bytes.
+    return file.create_dataset(
+        name, (count,), dtype, chunks=(chunk,), compression="gzip", compression_opts=1, shuffle=True, track_times=False
+    )
+
+
+def _create_covariance(file: h5py.File, name: str, count: int, parameters: Sequence[str]) -> h5py.Dataset:
+    """An empty dataset of matrices, not compressed: gzip saves a fifth of such digits and takes ten times as long."""
+    shape = (count, len(parameters), len(parameters))
+    dataset = file.create_dataset(f"covariance/{name}", shape, "f8", track_times=False)
+    dataset.attrs["parameters"] = list(parameters)
+    return dataset
+
+
+def _slabs(dataset: h5py.Dataset) -> Iterator[np.ndarray]:
+    """The rows of a dataset, a few megabytes at a time."""
+    rows = max(1, SLAB_BYTES // max(1, int(np.prod(dataset.shape[1:])) * dataset.dtype.itemsize))
+    for start in range(0, len(dataset), rows):
+        yield dataset[start : start + rows]
+
+
+def _open(path: str | Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r", locking="best-effort")
+    except OSError as error:
+        # h5py says what is wrong, but not with which file.
+        msg = f"{path}: cannot be read as HDF5: {error}"
+        raise OSError(msg) from error
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _encode(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+
+
+def _decode(text: bytes) -> str:
+    return text.decode("utf-8", "surrogateescape")

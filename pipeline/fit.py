@@ -1,0 +1,263 @@
+"""Images in, catalogue columns out: the one place where the mathematics of one image is lifted to stacks.
+
+Each image is brought to working units (background near 0, spread near 1; a power of two, so that nothing is rounded),
+given a first guess, minimised, and given its covariances and flags; then results return to the image's units. Images
+are padded with masked pixels to a few sizes and fitted in batches of one shape, so few programs are compiled, and the
+numbers of a row depend on nothing but its own pixels.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pipeline import columns, likelihood, model, newton, quality, start, uncertainty
+
+#: Sides [pixel] to which images are padded.
+SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
+BATCH_PIXELS = 1 << 16  # pixels in a batch, about: large enough to fill the vector units, small enough for the cache
+MAX_BATCH = 64
+
+
+class FitResult(NamedTuple):
+    """The fit of one image, or of n images with a leading axis n.
+
+    params : (p,) fitted parameters in the order of `columns.parameter_names`. covariances : four (p, p), in the order
+    of `columns.COVARIANCES`. derived, derived_err : (6,), the order of `columns.DERIVED`. origin : (2,) start x0, y0.
+    The rest are scalars, see `columns.COLUMNS`.
+    """
+
+    params: jax.Array
+    errors: jax.Array
+    covariances: tuple[jax.Array, ...]
+    derived: jax.Array
+    derived_err: jax.Array
+    origin: jax.Array
+    nll: jax.Array
+    n_steps: jax.Array
+    n_pixels: jax.Array
+    snr: jax.Array
+    outlier_fraction: jax.Array
+    misfit: jax.Array
+    condition: jax.Array
+    flags: jax.Array
+
+
+def fit_image(data, mask, noise, shape, *, background, scale, uncertainty_kind, dtype, tolerance, max_steps):
+    """Fit one image; traced by JAX, never raises.
+
+    Parameters
+    ----------
+    data : float64 array (ny, nx)
+        Image; anything where masked.
+    mask : bool array (ny, nx)
+        True = not used.
+    noise : float64 array (ny, nx) or None
+        1-sigma map that multiplies the scale; None = 1 everywhere, in image units.
+    shape : int array (2,)
+        ny, nx before padding.
+    background, scale, tolerance, max_steps
+        As in the config section ``fit``; ``uncertainty_kind`` is its ``uncertainty``, ``dtype`` its ``precision``.
+
+    Returns
+    -------
+    FitResult
+        NaN and flags where something could not be done.
+    """
+    names = columns.parameter_names(background, scale)
+    p, fit_scale = len(names), scale == "fit"
+    n_background = sum(name.startswith("background") for name in names)
+    good = ~mask & jnp.isfinite(data)
+    if noise is not None:
+        good &= jnp.isfinite(noise) & (noise > 0)
+    used = good.astype(data.dtype)
+    n = jnp.sum(used)
+    enough = n >= 2 * p
+    data = jnp.where(good, data, 0.0)
+
+    if n_background:
+        offset = start.quantile(data, used, 0.5)
+    else:
+        offset = jnp.asarray(0.0 if background == "none" else background, data.dtype)
+    spread = 0.5 * (start.quantile(data, used, 0.75) - start.quantile(data, used, 0.25))
+    mean_deviation = jnp.sum(used * jnp.abs(data - offset)) / jnp.maximum(n, 1.0)
+    spread = jnp.where(spread > 0, spread, jnp.where(mean_deviation > 0, mean_deviation, 1.0))
+    unit = jnp.ldexp(jnp.asarray(1.0, data.dtype), jnp.frexp(spread)[1])
+    noise_unit = 1.0 if noise is None else unit
+    noise = jnp.ones_like(data) if noise is None else jnp.where(good, noise / unit, 1.0)
+    image = likelihood.Image(
+        data=(jnp.where(good, data - offset, 0.0) / unit).astype(dtype),
+        used=used.astype(dtype),
+        noise=noise.astype(dtype),
+        origin=jnp.zeros(2, dtype),
+    )
+
+    source, first_scale = start.guess(image)
+    image = image._replace(origin=source[:2])
+    target = first_scale if fit_scale else (jnp.asarray(scale, dtype) * noise_unit / unit).astype(dtype)
+    wide = jnp.maximum(target, 0.3 * jnp.abs(source[2]) / jnp.sqrt(jnp.sum(image.used * image.noise**2) / jnp.maximum(n, 1.0)).astype(dtype))
+    first = likelihood.to_free(jnp.concatenate([source, jnp.zeros(n_background, dtype), wide[None]]))
+    state = newton.minimise(
+        evaluate=lambda free: likelihood.terms(free, image),
+        value=lambda free: likelihood.nll(likelihood.to_public(free), image),
+        valid=lambda free: model.ellipticity(likelihood.to_public(free)) < 1.0,
+        start=first,
+        target=jnp.log(target),
+        fit_scale=fit_scale,
+        tolerance=tolerance,
+        max_steps=max_steps,
+    )
+    public = likelihood.to_public(state.free)
+    four = uncertainty.covariances(public, image, fit_scale)
+    positive = jnp.all(jnp.isfinite(four.hessian))
+    misfit = quality.misfit(public, image)
+    outliers = quality.outlier_fraction(public, image)
+
+    # Back to the image's own units; everything is linear in them.
+    unit, offset = unit.astype(dtype), offset.astype(dtype)
+    size = jnp.ones(p + (not fit_scale), dtype).at[2].set(unit).at[6 : 6 + n_background].set(unit)
+    size = size.at[-1].set(unit / jnp.asarray(noise_unit, dtype))
+    public = public * size
+    if n_background:
+        public = public.at[6].add(offset)
+    nan = jnp.where(enough, 0.0, jnp.nan).astype(dtype)
+    public = public + nan
+    outer = size[:p, None] * size[None, :p]
+    covariances = tuple(getattr(four, kind) * outer + nan for kind in columns.COVARIANCES)
+    chosen = covariances[columns.COVARIANCES.index(uncertainty_kind)]
+    errors = jnp.sqrt(jnp.diag(chosen))
+    derived, derived_err = uncertainty.propagate(model.derived, public[:6], chosen[:6, :6])
+    _, e_err = uncertainty.propagate(lambda q: model.ellipticity(q)[None], public[:6], chosen[:6, :6])
+    flags = quality.flags(public, errors, e_err[0], image, shape, state.converged, positive, enough, misfit)
+    return FitResult(
+        params=public[:p],
+        errors=errors,
+        covariances=covariances,
+        derived=derived,
+        derived_err=derived_err,
+        origin=image.origin + nan,
+        nll=state.terms.nll + n.astype(dtype) * jnp.log(unit / jnp.asarray(noise_unit, dtype)) + nan,
+        n_steps=jnp.where(enough, state.n_steps, 0),
+        n_pixels=n.astype(int),
+        snr=jnp.abs(public[2]) / errors[2],
+        outlier_fraction=outliers + nan,
+        misfit=misfit + nan,
+        condition=quality.condition(four.hessian_matrix * outer) + nan,
+        flags=flags,
+    )
+
+
+@functools.cache
+def _program(with_noise: bool, **settings):
+    """The compiled fit of a batch of images."""
+    one = functools.partial(fit_image, **settings)
+    if with_noise:
+        return jax.jit(jax.vmap(one))
+    return jax.jit(jax.vmap(lambda data, mask, shape: one(data, mask, None, shape)))
+
+
+def padded_side(size: int) -> int:
+    """The side to which an image side of ``size`` pixels is padded: a function of the image alone."""
+    for side in SIDES:
+        if size <= side:
+            return side
+    return -(-size // 128) * 128
+
+
+def fit_stack(
+    data, mask=None, noise_map=None, *, background="constant", scale="fit", uncertainty="pooled",
+    precision="float64", tolerance=1e-6, max_steps=100,
+) -> FitResult:
+    """Fit a 2-D Gaussian to each image of a stack by maximum Cauchy likelihood.
+
+    Parameters
+    ----------
+    data : array (n, ny, nx)
+        Images. NaN and infinite pixels are not used.
+    mask : bool array (n, ny, nx), optional
+        True = pixel not used.
+    noise_map : array (n, ny, nx), optional
+        1-sigma map; the half-width of a pixel's noise is ``scale`` times it.
+    background, scale, uncertainty, precision, tolerance, max_steps
+        The config section ``fit``.
+
+    Returns
+    -------
+    FitResult
+        Of NumPy arrays (float64) with leading axis n.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not agree.
+    """
+    data = np.asarray(data)
+    if data.ndim != 3:
+        msg = f"images: got an array of shape {data.shape}, wanted a stack (n, ny, nx)"
+        raise ValueError(msg)
+    for name, other in (("mask", mask), ("noise_map", noise_map)):
+        if other is not None and np.shape(other) != data.shape:
+            msg = f"{name}: got shape {np.shape(other)}, wanted that of the images, {data.shape}"
+            raise ValueError(msg)
+    n, ny, nx = data.shape
+    sides = padded_side(ny), padded_side(nx)
+    batch = max(1, min(MAX_BATCH, BATCH_PIXELS // (sides[0] * sides[1])))
+    program = _program(
+        noise_map is not None,
+        background=background, scale=scale, uncertainty_kind=uncertainty, dtype=precision, tolerance=tolerance,
+        max_steps=max_steps,
+    )
+    shapes = np.broadcast_to(np.array([ny, nx]), (batch, 2))
+
+    def padded(stack, low, dtype, fill):
+        block = np.full((batch, *sides), fill, dtype=dtype)
+        part = stack[low : low + batch]
+        block[: len(part), :ny, :nx] = part
+        return block
+
+    results = []
+    for low in range(0, n, batch):
+        pixels = padded(data, low, np.float64, np.nan)
+        hidden = padded(np.zeros(data.shape, bool) if mask is None else mask, low, bool, True)
+        if noise_map is None:
+            results.append(program(pixels, hidden, shapes))
+        else:
+            results.append(program(pixels, hidden, padded(noise_map, low, np.float64, np.nan), shapes))
+
+    def join(*parts):
+        whole = np.concatenate([np.asarray(part) for part in parts])[:n]
+        return whole.astype(np.float64) if whole.dtype.kind == "f" else whole
+
+    if not results:
+        empty = program.eval_shape(
+            *(jax.ShapeDtypeStruct((batch, *sides), d) for d in (np.float64, bool)),
+            *([] if noise_map is None else [jax.ShapeDtypeStruct((batch, *sides), np.float64)]),
+            jax.ShapeDtypeStruct((batch, 2), int),
+        )
+        return jax.tree.map(lambda a: np.empty((0, *a.shape[1:]), a.dtype), empty)
+    return jax.tree.map(join, *results)
+
+
+def fit_rows(data, mask=None, noise_map=None, **settings) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Fit a stack; the fitted, derived and quality columns of its rows, and the four covariances.
+
+    Arguments are those of `fit_stack`. Returns a dict of columns (n,) and a dict of covariances (n, p, p).
+    """
+    result = fit_stack(data, mask, noise_map, **settings)
+    background, scale = settings.get("background", "constant"), settings.get("scale", "fit")
+    names = columns.parameter_names(background, scale)
+    rows = {c.name: v for c, v in zip(columns.COLUMNS, columns.empty_rows(len(data)).values(), strict=True)
+            if c.group in ("fitted", "derived", "quality")}
+    for held, value in (("background", background), ("scale", scale)):
+        if not isinstance(value, str):
+            rows[held][:] = value
+    for i, name in enumerate(names):
+        rows[name], rows[f"{name}_err"] = result.params[:, i], result.errors[:, i]
+    for i, name in enumerate(columns.DERIVED):
+        rows[name], rows[f"{name}_err"] = result.derived[:, i], result.derived_err[:, i]
+    for name in ("nll", "n_steps", "n_pixels", "snr", "outlier_fraction", "misfit", "condition", "flags"):
+        rows[name] = getattr(result, name)
+    rows["x0_start"], rows["y0_start"] = result.origin[:, 0], result.origin[:, 1]
+    return rows, dict(zip(columns.COVARIANCES, result.covariances, strict=True))

@@ -1,0 +1,544 @@
+"""FITS <-> arrays: which files hold images, their pixels, masks and uncertainty maps.
+
+Plain pixels and table columns are a read and a byte swap at the place that `hdus` found; tile-compressed ones are
+decoded by fitsio, and by astropy where fitsio cannot. File names never reach fitsio: to the library under it
+``a[1].fits`` is a filter and ``http:...`` a download.
+
+``NAXIS1`` is x, ``NAXIS2`` is y; further axes are flattened in C order, so plane ``p`` is the ``p``-th run of
+``ny * nx`` pixels. Rows of a table column count the same way: row, then plane within the row.
+"""
+
+import glob
+import io
+import itertools
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import fitsio
+import numpy as np
+from astropy.io import fits
+
+from pipeline import hdus
+from pipeline.hdus import Hdu, Layout, Pixels
+
+_SUFFIXES = re.compile(r"\.(fits|fit|fts)(\.(gz|bz2|fz))?$", re.IGNORECASE)
+
+
+class Block(NamedTuple):
+    """Planes ``start`` to ``stop - 1`` of one HDU, all ``(ny, nx)``.
+
+    ``size`` and ``mtime_ns`` are sums over the file and its mask and uncertainty files, so that any change shows.
+    """
+
+    file: str
+    hdu: int
+    start: int
+    stop: int
+    ny: int
+    nx: int
+    size: int
+    mtime_ns: int
+
+
+class Rejected(NamedTuple):
+    """What could not be read, and why; -1 = the whole file (hdu), HDU (plane) or plane (source)."""
+
+    file: str
+    hdu: int
+    plane: int
+    source: int
+    reason: str
+
+
+class Stack(NamedTuple):
+    """Images as arrays.
+
+    Attributes
+    ----------
+    data : (n, ny, nx) float32 or float64 ndarray
+        Pixel values in the unit of the image, native byte order; NaN where the file says NaN, infinity or BLANK.
+    mask : (n, ny, nx) bool ndarray
+        True = not used: no finite value, masked, or without a usable uncertainty.
+    noise_map : (n, ny, nx) ndarray of the dtype of ``data``, or None
+        1-sigma uncertainty; 1 where it is not usable, and ``mask`` is True there.
+    """
+
+    data: np.ndarray
+    mask: np.ndarray
+    noise_map: np.ndarray | None
+
+
+class _Map(NamedTuple):
+    """A mask or uncertainty map as the config names it; ``kind`` is sigma, variance or weight."""
+
+    files: str | None
+    hdu: int | str | None
+    column: str | None
+    bits: tuple[int, ...]
+    kind: str
+
+
+# ---- which files
+
+
+def list_files(files: list[str]) -> tuple[list[str], list[Rejected]]:
+    """Expand paths, globs (``**`` recursive) and folders (searched recursively for FITS suffixes).
+
+    Returns
+    -------
+    files : list of str
+        Sorted, each once. What the user named is there whatever its suffix; whether it can be read is for `scan_file`.
+    rejected : list of Rejected
+        Entries that match nothing, folders without FITS files or that cannot be entered.
+    """
+    found: set[str] = set()
+    rejected = []
+    for entry in files:
+        named = os.path.expanduser(entry)
+        # A file called `a[1].fits` is that file, not a pattern.
+        matches = [named] if os.path.lexists(named) else glob.glob(named, recursive=True)
+        if not matches:
+            rejected.append(
+                _whole(named, "no file matches this" if glob.has_magic(named) else "no such file or folder")
+            )
+        for match in matches:
+            inside, refused = _search(match) if os.path.isdir(match) else ([match], [])
+            found.update(inside)
+            rejected += refused
+            if match == named and not inside and not refused:
+                rejected.append(
+                    _whole(named, "no file in this folder is called .fits .fit .fts (or .gz .bz2 .fz of it)")
+                )
+    return sorted(found), sorted(set(rejected))
+
+
+def _search(folder: str) -> tuple[list[str], list[Rejected]]:
+    found: list[str] = []
+    rejected: list[Rejected] = []
+    seen = set()
+
+    def refuse(error: OSError) -> None:
+        rejected.append(_whole(str(error.filename), f"this folder cannot be entered: {error.strerror}"))
+
+    for path, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:  # a link that leads back up
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [os.path.join(path, name) for name in names if _SUFFIXES.search(name)]
+    return found, rejected
+
+
+def companions(file: str, *, mask: Any = None, uncertainty: Any = None, **_: Any) -> list[str]:
+    """Mask and uncertainty files that exist for an image file, by the config section ``images``."""
+    patterns = [_as_map(setting).files for setting in (mask, uncertainty) if setting is not None]
+    found = [path for pattern in patterns if pattern is not None for path in _companions(file, pattern)]
+    return [path for path in found if os.path.exists(path)]
+
+
+def _companions(file: str, pattern: str) -> list[str]:
+    """The one path that the pattern names if it exists, else all that match."""
+    stem = _SUFFIXES.sub("", os.path.basename(file))
+    path = os.path.expanduser(pattern.replace("{stem}", stem))
+    matches = glob.glob(os.path.expanduser(pattern.replace("{stem}", glob.escape(stem))), recursive=True)
+    return [path] if os.path.lexists(path) else sorted(matches) or [path]
+
+
+def _stamp(file: str, maps: dict[str, Any]) -> tuple[int, int]:
+    status = [hdus.status(file), *map(os.stat, companions(file, **maps))]
+    return sum(found.st_size for found in status), sum(found.st_mtime_ns for found in status)
+
+
+# ---- which images
+
+
+def scan_file(
+    file: str, *, hdu: int | str | list[int | str] = "auto", column: str | None = None, **maps: Any
+) -> tuple[list[Block], list[Rejected]]:
+    """Find the images of a file without reading a pixel.
+
+    Parameters
+    ----------
+    file : str
+        Any path; one that leads to a pipe, a folder or nothing is answered with a reason.
+    hdu : "auto", "all", number, EXTNAME, or a list of numbers and names
+        ``auto`` is the first HDU with pixels in two or more dimensions, ``all`` every such HDU; with ``column`` the
+        tables that have it. A name means every HDU of that name, in capitals or not.
+    column : str, optional
+        Column of a binary table whose cells are images (by TDIM).
+    **maps
+        ``mask`` and ``uncertainty`` of the config: their files count in ``size`` and ``mtime_ns``.
+
+    Returns
+    -------
+    blocks : list of Block
+        One for each HDU with images, by number.
+    rejected : list of Rejected
+        HDUs that announce images but are broken, those asked for that are not there, or the file if it has no image.
+    """
+    try:
+        size, mtime_ns = _stamp(file, maps)
+        chosen, rejected = _chosen(file, hdus.layout(file).hdus, hdu)
+    except ValueError as error:
+        return [], [_whole(file, str(error))]
+    blocks, others = [], []
+    for found in chosen:
+        label = f"HDU {found.number}" + (f" ({hdus.name(found)})" if found.number and hdus.name(found) else "")
+        if found.problem and hdus.is_table(found) == (column is not None):
+            rejected.append(_whole(file, f"{label}: {found.problem}", found.number))
+        else:
+            try:
+                pixels = hdus.pixels(found, column)
+            except ValueError as error:
+                others.append(_whole(file, f"{label} {error}", found.number))
+                continue
+            blocks.append(Block(file, found.number, 0, pixels.planes, pixels.ny, pixels.nx, size, mtime_ns))
+        if hdu == "auto":
+            break
+    if hdu not in ("auto", "all"):
+        rejected += others  # asked for one by one: none may go without a word
+    elif not blocks and not rejected:
+        hint = " (images.column reads images from tables)" if column is None and any(map(hdus.is_table, chosen)) else ""
+        rejected.append(_whole(file, f"no image in it: {hdus.few([other.reason for other in others])}{hint}"))
+    return blocks, sorted(rejected)
+
+
+def _whole(file: str, reason: str, hdu: int = -1) -> Rejected:
+    return Rejected(file, hdu, -1, -1, reason)
+
+
+def _chosen(file: str, there: tuple[Hdu, ...], wanted: Any) -> tuple[list[Hdu], list[Rejected]]:
+    if wanted in ("auto", "all"):
+        return list(there), []
+    chosen: set[int] = set()
+    rejected = []
+    for item in wanted if isinstance(wanted, list | tuple) else [wanted]:
+        found = _matching(there, item)
+        chosen.update(hdu.number for hdu in found)
+        if not found:
+            rejected.append(_whole(file, _absent(there, item), item if isinstance(item, int) else -1))
+    return [there[number] for number in sorted(chosen)], rejected
+
+
+def _matching(there: tuple[Hdu, ...], wanted: int | str) -> list[Hdu]:
+    if isinstance(wanted, int):
+        return [there[wanted]] if 0 <= wanted < len(there) else []
+    return [hdu for hdu in there if hdus.name(hdu) == wanted.strip().upper()]
+
+
+def _absent(there: tuple[Hdu, ...], wanted: int | str) -> str:
+    if isinstance(wanted, int):
+        return f"no HDU {wanted}: the file has HDUs 0 to {len(there) - 1}"
+    return f"no HDU is called {wanted}: the file has {hdus.few([hdus.name(hdu) or str(hdu.number) for hdu in there])}"
+
+
+# ---- pixels
+
+
+def read_planes(
+    block: Block,
+    start: int,
+    stop: int,
+    *,
+    column: str | None = None,
+    mask: Any = None,
+    uncertainty: Any = None,
+    **_: Any,
+) -> Stack:
+    """Read planes ``start`` to ``stop - 1``, counted from the first of the HDU, with mask and uncertainty.
+
+    Parameters
+    ----------
+    block : Block
+        As `scan_file` found it, or a part of that.
+    column : str, optional
+        The image column, as for `scan_file`.
+    mask : int, str or dict, optional
+        HDU of the same file, or ``{files, hdu, column, bits}``. Not used is what is not 0, or NaN; with ``bits``, where
+        one of these bits is set (numbered from 0).
+    uncertainty : int, str or dict, optional
+        1-sigma map: HDU of the same file, or ``{files, hdu, column}``; or one of these within ``{variance: ...}`` or
+        ``{weight: ...}``. What is not finite or not above 0 is not used.
+
+    Notes
+    -----
+    In ``files``, ``{stem}`` stands for the name of the image file without FITS suffixes. Without ``hdu``, the HDU with
+    the number of the image's is taken if it holds planes, else the first that does. Of several HDUs of one name, the
+    one with the EXTVER of the image's HDU is taken. A mask or map has as many planes as the HDU of the images, or one
+    for all of them.
+
+    Integers of 8 and 16 bits and float32 become float32 unless their scaling asks for more, all others float64.
+
+    Raises
+    ------
+    ValueError
+        A sentence that names the file: it cannot be read, has changed since the scan, or a map does not match it.
+    """
+    masks, maps = (None if setting is None else _as_map(setting) for setting in (mask, uncertainty))
+    try:
+        if _stamp(block.file, {"mask": mask, "uncertainty": uncertainty}) != (block.size, block.mtime_ns):
+            msg = "it or its mask or uncertainty file changed after the scan: run again"
+            raise ValueError(msg)
+        layout = hdus.layout(block.file)
+        hdu = layout.hdus[block.hdu]
+        pixels = hdus.pixels(hdu, column)
+        data, unusable = _physical(_stored(layout, hdu, pixels, start, stop), pixels)
+    except (ValueError, OSError) as error:
+        msg = f"{block.file}: HDU {block.hdu}: {error}"
+        raise ValueError(msg) from error
+    if masks is not None:
+        unusable |= _mask(*_read_map(block, hdu, pixels.planes, start, stop, masks), masks.bits)
+    noise = None
+    if maps is not None:
+        values, _unused = _physical(*_read_map(block, hdu, pixels.planes, start, stop, maps))
+        noise = np.broadcast_to(_sigma(values.astype(float), maps.kind), data.shape).astype(data.dtype)
+        useless = ~(np.isfinite(noise) & (noise > 0))  # after the conversion, which may overflow or underflow
+        noise[useless] = 1
+        unusable |= useless
+    return Stack(data, unusable, noise)
+
+
+def _stored(layout: Layout, hdu: Hdu, pixels: Pixels, start: int, stop: int) -> np.ndarray:
+    """Planes as stored: ``(n, ny, nx)``, neither scaled nor in native byte order."""
+    if hdu.problem:
+        raise ValueError(hdu.problem)
+    if not 0 <= start <= stop <= pixels.planes:
+        msg = f"it has {pixels.planes} planes, wanted {start} to {stop - 1}"
+        raise ValueError(msg)
+    if hdus.is_tiled(hdu):
+        return _tiles(layout, hdu, pixels, start, stop)
+    first, last = start // pixels.per_row, -(-stop // pixels.per_row)
+    with open(layout.path, "rb") as stream:
+        stream.seek(hdu.data + first * pixels.row_bytes)
+        buffer = np.fromfile(stream, np.uint8, (last - first) * pixels.row_bytes)
+    if len(buffer) < (last - first) * pixels.row_bytes:
+        msg = "the file became shorter while it was read"
+        raise ValueError(msg)
+    line = pixels.nx * pixels.dtype.itemsize
+    shape = (last - first, pixels.per_row, pixels.ny, pixels.nx)
+    strides = (pixels.row_bytes, pixels.ny * line, line, pixels.dtype.itemsize)
+    planes = np.ndarray(shape, pixels.dtype, buffer.data, pixels.offset, strides).reshape(-1, pixels.ny, pixels.nx)
+    return planes[start - first * pixels.per_row :][: stop - start]
+
+
+def _tiles(layout: Layout, hdu: Hdu, pixels: Pixels, start: int, stop: int) -> np.ndarray:
+    shape = hdus.axes(hdu)[:1:-1]
+    long = [axis for axis, length in enumerate(shape) if length > 1]
+    # A range of planes is one section if at most one of the further axes is longer than 1; else it is read by planes.
+    ranges = [(start, stop)] if len(long) < 2 else [(plane, plane + 1) for plane in range(start, stop)]
+    sections = []
+    for first, last in ranges:
+        section = [slice(int(at), int(at) + 1) for at in np.unravel_index(first, shape)]
+        if long:
+            section[long[-1]] = slice(section[long[-1]].start, section[long[-1]].start + last - first)
+        sections.append((*section, slice(0, pixels.ny), slice(0, pixels.nx)))
+    try:
+        image = _open_tiles(layout.path, os.stat(layout.path).st_mtime_ns)[hdu.number]
+        image.ignore_scaling = True
+        parts = [image[section] for section in sections]
+    except OSError:
+        parts = _tiles_by_astropy(layout, hdu, sections)
+    return np.concatenate([part.reshape(-1, pixels.ny, pixels.nx) for part in parts])
+
+
+@lru_cache(maxsize=2)
+def _open_tiles(path: str, mtime_ns: int) -> fitsio.FITS:
+    """Remembered because fitsio looks at every HDU of a file to open it."""
+    with tempfile.TemporaryDirectory() as folder:
+        alias = os.path.join(folder, "tiles.fits")  # a name without meaning
+        os.symlink(os.path.abspath(path), alias)
+        return fitsio.FITS(alias)
+
+
+def _tiles_by_astropy(layout: Layout, hdu: Hdu, sections: list) -> list[np.ndarray]:
+    """64-bit integers, tiles that are not compressed, files with other HDUs broken: this HDU alone, by astropy."""
+    with open(layout.path, "rb") as stream:
+        stream.seek(hdu.header)
+        alone = stream.read(hdu.end - hdu.header)
+    padded = fits.PrimaryHDU().header.tostring().encode() + alone + bytes(-len(alone) % hdus.BLOCK)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with fits.open(io.BytesIO(padded), do_not_scale_image_data=True) as file:
+                return [np.asarray(file[1].section[section]) for section in sections]
+    except Exception as error:  # decoders raise whatever they meet in broken data
+        msg = f"its compressed pixels cannot be decoded ({type(error).__name__})"
+        raise ValueError(msg) from error
+
+
+def _physical(stored: np.ndarray, pixels: Pixels) -> tuple[np.ndarray, np.ndarray]:
+    """Values as float32 where that is exact, else float64, and where there are none (True; NaN in the values)."""
+    scale, zero = pixels.scale, pixels.zero
+    kind, size = stored.dtype.kind, stored.dtype.itemsize
+    scaled = (scale, zero) != (1, 0)
+    whole = float(scale).is_integer() and float(zero).is_integer()
+    if kind == "f":
+        narrow = size == 4 and not scaled
+    else:
+        narrow = size <= 2 and whole and abs(scale) * 2**15 + abs(zero) <= 2**24
+    if kind == "i" and size == 8 and (scale, zero) == (1, 2**63):
+        data = _wrapped(stored, pixels).astype(np.float64)  # near 0 a sum of large floats would lose every digit
+    else:
+        data = stored.astype(np.float32 if narrow else np.float64)
+        if scaled:
+            data *= scale
+            data += zero
+    missing = ~np.isfinite(data)
+    if pixels.blank is not None:
+        missing |= stored == pixels.blank
+    data[missing] = np.nan
+    return data, missing
+
+
+def _wrapped(stored: np.ndarray, pixels: Pixels) -> np.ndarray:
+    """Integers plus a whole ``zero``, modulo 2^64: exact for the unsigned convention of FITS, and for bits."""
+    return stored.astype(np.int64).view(np.uint64) + np.uint64(int(pixels.zero) % 2**64)
+
+
+# ---- masks and uncertainty maps
+
+
+def _as_map(setting: Any) -> _Map:
+    if not isinstance(setting, dict):
+        return _Map(None, setting, None, (), "sigma")
+    for kind in ("variance", "weight"):
+        if kind in setting:
+            return _as_map(setting[kind])._replace(kind=kind)
+    bits = tuple(setting.get("bits") or ())
+    return _Map(setting.get("files"), setting.get("hdu"), setting.get("column"), bits, "sigma")
+
+
+def _read_map(block: Block, of: Hdu, planes: int, start: int, stop: int, wanted: _Map) -> tuple[np.ndarray, Pixels]:
+    """Stored planes of a map, those of the images or the one there is, and how they lie."""
+    files = [block.file] if wanted.files is None else _companions(block.file, wanted.files)
+    if len(files) > 1:
+        msg = f"{block.file}: {len(files)} files match {wanted.files}, wanted one ({hdus.few(files, 2)})"
+        raise ValueError(msg)
+    try:
+        layout = hdus.layout(files[0])
+        hdu, pixels = _map_hdu(layout.hdus, of, wanted)
+        if (pixels.ny, pixels.nx) != (block.ny, block.nx) or pixels.planes not in (1, planes):
+            got = f"{pixels.planes} x {pixels.ny} x {pixels.nx} (planes, NAXIS2, NAXIS1)"
+            msg = f"HDU {hdu.number} is {got}, wanted 1 or {planes} x {block.ny} x {block.nx} as in {block.file}"
+            raise ValueError(msg)
+        return _stored(layout, hdu, pixels, *((0, 1) if pixels.planes == 1 else (start, stop))), pixels
+    except (ValueError, OSError) as error:
+        msg = f"{files[0]}: {error}"
+        raise ValueError(msg) from error
+
+
+def _map_hdu(there: tuple[Hdu, ...], of: Hdu, wanted: _Map) -> tuple[Hdu, Pixels]:
+    if wanted.hdu is None or wanted.hdu == "auto":
+        candidates = [*there[of.number : of.number + 1], *there]
+    else:
+        candidates = _matching(there, wanted.hdu)
+        if not candidates:
+            raise ValueError(_absent(there, wanted.hdu))
+    if len(candidates) > 1 and wanted.hdu not in (None, "auto"):
+        version = hdus.number(of.cards, "EXTVER", 1)
+        same = [hdu for hdu in candidates if hdus.number(hdu.cards, "EXTVER", 1) == version]
+        if len(same) != 1:
+            found = f"{len(candidates)} HDUs are called {wanted.hdu}"
+            msg = f"{found}, {len(same)} of them with EXTVER = {version} as the image's, wanted one"
+            raise ValueError(msg)
+        candidates = same
+    reasons = []
+    for hdu in candidates:
+        try:
+            return hdu, hdus.pixels(hdu, wanted.column)
+        except ValueError as error:
+            reasons.append(f"HDU {hdu.number} {error}")
+    raise ValueError(reasons[0])
+
+
+def _mask(stored: np.ndarray, pixels: Pixels, bits: tuple[int, ...]) -> np.ndarray:
+    values, missing = _physical(stored, pixels)
+    if not bits:
+        return (values != 0) | missing
+    chosen = np.uint64(sum({1 << bit for bit in bits}))
+    # Bits of the integers themselves: a float would lose the lower ones of a 64-bit mask.
+    exact = stored.dtype.kind in "iu" and pixels.scale == 1 and float(pixels.zero).is_integer()
+    whole = _wrapped(stored, pixels) if exact else np.where(missing, 0, values).astype(np.int64).view(np.uint64)
+    return (whole & chosen != 0) | missing
+
+
+def _sigma(values: np.ndarray, kind: str) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        if kind == "sigma":
+            return values
+        return np.sqrt(values if kind == "variance" else 1 / values)
+
+
+# ---- headers
+
+
+def read_header(file: str, hdu: int) -> fits.Header:
+    """Header of one HDU; of a tile-compressed image, that of the image.
+
+    Lenient: characters that FITS forbids become ``?``, and a value that cannot be parsed becomes text, so that a broken
+    WCS keyword is seen to be broken by whoever reads it and all others are still there.
+
+    Raises
+    ------
+    ValueError
+        A sentence that names the file: it cannot be read or has no such HDU.
+    """
+    try:
+        layout = hdus.layout(file)
+        if not 0 <= hdu < len(layout.hdus):
+            raise ValueError(_absent(layout.hdus, hdu))
+        found = layout.hdus[hdu]
+        with open(layout.path, "rb") as stream:
+            stream.seek(found.header)
+            raw = stream.read(found.data - found.header).decode("latin-1")
+    except (ValueError, OSError) as error:
+        msg = f"{file}: {error}"
+        raise ValueError(msg) from error
+    text = re.sub(r"[^ -~]", "?", raw)
+    cards: Iterator[str] = (text[first : first + 80].ljust(80) for first in range(0, len(text), 80))
+    cards = itertools.takewhile(lambda card: card[:8].rstrip() != "END", cards)
+    if hdus.is_tiled(found):
+        cards = _untiled(cards)
+    return fits.Header.fromstring("".join(card if _PLAIN_CARD.match(card) else _mended(card) for card in cards))
+
+
+#: Cards that need no second look: texts, and values in their usual form.
+_PLAIN_CARD = re.compile(
+    r"(COMMENT |HISTORY | {8})|"
+    r"[A-Z0-9_-]{1,8} *(?<=^.{8})= *('([^']|'')*'|[-+]?\d+(\.\d*)?([ED][-+]?\d+)?|[TF])? *(/.*)?$"
+)
+
+#: Keywords of the table that holds a tile-compressed image.
+_TILE_CARD = re.compile(
+    r"(TTYPE|TFORM|TUNIT|TDISP|TNULL|TSCAL|TZERO|ZTILE|ZNAME|ZVAL)\d+ |"
+    r"(XTENSION|BITPIX|NAXIS\d*|PCOUNT|GCOUNT|TFIELDS|THEAP|CHECKSUM|DATASUM) |"
+    r"Z(IMAGE|TENSION|SIMPLE|EXTEND|PCOUNT|GCOUNT|CMPTYPE|MASKCMP|QUANTIZ|DITHER0|BLANK|HECKSUM|DATASUM) "
+)
+
+
+def _untiled(cards: Iterator[str]) -> Iterator[str]:
+    for card in cards:
+        if re.match(r"Z(BITPIX|NAXIS\d*) ", card):
+            yield f"{card[1:8]} {card[8:]}"
+        elif not _TILE_CARD.match(card[:8] + " "):
+            yield card
+
+
+def _mended(card: str) -> str:
+    """The card if astropy can parse it without complaint, else one with its value as text, else a comment."""
+    parsed = fits.Card.fromstring(card)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            str((parsed.keyword, parsed.value, parsed.comment))
+        except (fits.VerifyError, ValueError, Warning):
+            key = re.sub(r"[^A-Z0-9_-]", "_", card[:8].strip().upper())
+            value = card[9:].split("/")[0].replace("'", "").strip()[:60]
+            return str(fits.Card(key, value)).ljust(80) if key and card[8] == "=" else f"COMMENT {card[:72]}"
+    return card

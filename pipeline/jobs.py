@@ -1,0 +1,391 @@
+"""What the rules do, one function a rule: from files to files, through the modules that each know one thing."""
+
+import functools
+import hashlib
+import json
+import platform
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from astropy.io import fits
+from astropy.wcs import WCS
+
+from pipeline import __version__, runtime
+from pipeline.catalogue import merge, replacing, write_part
+from pipeline.columns import BIT, COLUMNS, COVARIANCES, empty_rows, parameter_names
+from pipeline.images import Block, Rejected, Stack, list_files, read_header, read_planes, scan_file
+from pipeline.shards import assign, image_ids, read_manifest, write_manifests
+
+#: Pixels fitted at a time, 64 MiB in float64: what a job needs in memory does not grow with its shard.
+BATCH_PIXELS = 1 << 23
+
+#: Seconds between two lines on how far a job has come.
+PROGRESS_SECONDS = 5.0
+
+#: Packages that the numbers of a catalogue depend on.
+PACKAGES = ("numpy", "scipy", "jax", "jaxlib", "astropy", "fitsio", "h5py")
+
+
+class Piece(NamedTuple):
+    """Planes of one block as read: the first is plane ``start`` of its HDU and image ``position`` of the shard."""
+
+    block: Block
+    start: int
+    position: int
+    stack: Stack
+
+
+class Sky(NamedTuple):
+    """What a header says: ``wcs`` and ``beam``, or None; ``usable``: the WCS is, or there is none; ``unit`` or ""."""
+
+    wcs: WCS | None
+    beam: tuple[float, float, float] | None
+    usable: bool
+    unit: str
+
+
+# ---- the rules ------------------------------------------------------------------------------------------------------
+
+
+def simulate(
+    stack: str, truth: str, *, start: int, stop: int, log: str, threads: int, cache: str | Path, **simulated: Any
+) -> None:
+    """Write images ``start`` to ``stop - 1`` and their truth, by the section ``simulated`` of the config."""
+    runtime.start_log(log)
+    runtime.start_jax(threads=threads, gpu=0, cache=cache)
+    from pipeline.simulate import write_stack  # here, because what imports jax must come after start_jax
+
+    write_stack(stack, truth, start, stop, **simulated)
+
+
+def scan(
+    shards: str,
+    unreadable: str,
+    manifests: str | Path,
+    *,
+    files: list[str],
+    reading: Mapping[str, Any],
+    shard_size: int,
+    log: str,
+) -> None:
+    """List the images and divide them into shards.
+
+    Parameters
+    ----------
+    shards : path
+        Written: the names of the shards in the order of the catalogue, one a line.
+    unreadable : path
+        Written: what gives no image, a JSON list of `images.Rejected`.
+    manifests : path
+        Folder of the manifests, one a shard; one whose bytes stay the same is not touched.
+    files : list of str
+        ``images.files`` of the config.
+    reading : dict
+        ``hdu, column, mask, uncertainty`` of the config.
+    shard_size : int
+        Images a shard, about.
+    """
+    runtime.start_log(log)
+    found, rejected = list_files(files)
+    blocks: list[Block] = []
+    tell = _progress(len(found), "files scanned")
+    for number, file in enumerate(found):
+        its_blocks, its_rejected = scan_file(file, **reading)
+        blocks += its_blocks
+        rejected += its_rejected
+        tell(number + 1)
+    assigned = assign(blocks, shard_size)
+    write_manifests(assigned, manifests)
+    with replacing(unreadable) as temporary:
+        temporary.write_text(json.dumps(rejected, indent=1))
+    # Last, so that after a kill the list is only there if all manifests are.
+    with replacing(shards) as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in assigned))
+    images = sum(block.stop - block.start for block in blocks)
+    runtime.LOG.info("%d images in %d files, %d shards; %d rejected", images, len(found), len(assigned), len(rejected))
+
+
+def fit(
+    part: str,
+    origin: str,
+    *,
+    manifest: str,
+    reading: Mapping[str, Any],
+    fit: Mapping[str, Any],
+    log: str,
+    threads: int,
+    gpu: int,
+    cache: str | Path,
+) -> None:
+    """Fit the images of one shard.
+
+    Parameters
+    ----------
+    part : path
+        Written: the shard's part of the catalogue, rows in the order of the manifest.
+    origin : path
+        Written: what the numbers come from (device, versions, digests of the manifest and of the pixels), and how many
+        images took how many seconds; JSON.
+    manifest : path
+        The shard's blocks, by `scan`.
+    reading, fit : dict
+        ``hdu, column, mask, uncertainty`` and the section ``fit`` of the config.
+    """
+    runtime.start_log(log)
+    device = runtime.start_jax(threads=threads, gpu=gpu, cache=cache)
+    from pipeline.fit import fit_rows  # here, because what imports jax must come after start_jax
+
+    began = time.monotonic()
+    blocks = read_manifest(manifest)
+    parameters = parameter_names(fit["background"], fit["scale"])
+    rows, covariances, positions = [empty_rows(0)], [_no_covariances(parameters)], [np.empty(0, np.int64)]
+    rejected: list[Rejected] = []
+    units: set[str] = set()
+    pixels = hashlib.blake2b(digest_size=16)
+    tell = _progress(sum(block.stop - block.start for block in blocks), "images fitted")
+    for pieces in _batches(blocks, reading, rejected):
+        stack = _joined(pieces)
+        fitted, covariance = fit_rows(*stack, **fit)
+        batch = empty_rows(len(stack.data)) | fitted
+        units |= _complete(batch, covariance[fit["uncertainty"]], pieces, reading["column"])
+        rows.append(batch)
+        covariances.append(covariance)
+        positions += [piece.position + np.arange(len(piece.stack.data)) for piece in pieces]
+        for array in stack:
+            pixels.update(b"" if array is None else array.tobytes())
+        tell(sum(map(len, positions)) + len(rejected))
+    # Images of several sizes are fitted size by size; the catalogue has them in the order of the manifest.
+    order = np.argsort(np.concatenate(positions))
+    write_part(
+        part,
+        {column.name: np.concatenate([batch[column.name] for batch in rows])[order] for column in COLUMNS},
+        {kind: np.concatenate([batch[kind] for batch in covariances])[order] for kind in COVARIANCES},
+        parameters,
+        rejected,
+        units.pop() if len(units) == 1 else "",
+    )
+    facts = {
+        "images": len(order),
+        "rejected": len(rejected),
+        "seconds": round(time.monotonic() - began, 3),
+        "device": device,
+        "versions": _versions(),
+        "manifest": hashlib.blake2b(Path(manifest).read_bytes(), digest_size=16).hexdigest(),
+        "pixels": pixels.hexdigest(),
+    }
+    with replacing(origin) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1))
+    runtime.LOG.info("%(images)d images fitted in %(seconds)g s, %(rejected)d rejected", facts)
+
+
+def catalogue(
+    path: str,
+    *,
+    parts: Sequence[str],
+    origins: Sequence[str],
+    unreadable: str,
+    stacks: Sequence[str],
+    truths: Sequence[str],
+    config: Mapping[str, Any],
+    log: str,
+) -> None:
+    """Merge the parts, in the order given, with what gave no image and, where simulated, the truth.
+
+    Parameters
+    ----------
+    path : path
+        Written: the catalogue.
+    parts, origins : sequences of paths
+        What `fit` wrote, by shard.
+    unreadable : path
+        What `scan` wrote.
+    stacks, truths : sequences of paths
+        What `simulate` wrote; empty for the user's own images.
+    config : dict
+        The whole config, kept in the provenance.
+    """
+    runtime.start_log(log)
+    parameters = parameter_names(config["fit"]["background"], config["fit"]["scale"])
+    rejected = json.loads(Path(unreadable).read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        # A part like any other, without rows.
+        last = Path(folder, "unreadable.h5")
+        write_part(last, empty_rows(0), _no_covariances(parameters), parameters, map(tuple, rejected), "")
+        merge(
+            [*parts, last],
+            path,
+            truth=_truth(stacks, truths) if truths else None,
+            provenance=_provenance(origins, config),
+            image_units={"scale": ""} if config["images"]["uncertainty"] is not None else {},
+        )
+
+
+def report(
+    path: str,
+    *,
+    catalogue: str,
+    origins: Sequence[str],
+    reading: Mapping[str, Any],
+    config: Mapping[str, Any],
+    log: str,
+) -> None:
+    """Write the report on a catalogue, with the time that each shard took."""
+    runtime.start_log(log)
+    from pipeline.report import write_report  # here, because no other job draws
+
+    facts = _facts(origins)
+    benchmarks = [(shard, fact["seconds"], fact["images"]) for shard, fact in facts.items()]
+    write_report(catalogue, path, images=reading, benchmarks=benchmarks, config=config)
+
+
+# ---- reading and fitting --------------------------------------------------------------------------------------------
+
+
+def _batches(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: list[Rejected]) -> Iterator[list[Piece]]:
+    """Read the images of all blocks; those of one size together, not many more than BATCH_PIXELS at a time.
+
+    What cannot be read goes to ``rejected``, a row an image, and stops nothing.
+    """
+    waiting: dict[tuple[int, int], list[Piece]] = {}
+    pixels = position = 0
+    for block in blocks:
+        step = max(1, BATCH_PIXELS // (block.ny * block.nx))
+        for start in range(block.start, block.stop, step):
+            stop = min(start + step, block.stop)
+            try:
+                stack = read_planes(block, start, stop, **reading)
+            except (ValueError, OSError) as error:
+                rejected += [Rejected(block.file, block.hdu, plane, -1, str(error)) for plane in range(start, stop)]
+            else:
+                waiting.setdefault((block.ny, block.nx), []).append(Piece(block, start, position, stack))
+                pixels += stack.data.size
+            position += stop - start
+            if pixels >= BATCH_PIXELS:
+                yield from waiting.values()
+                waiting, pixels = {}, 0
+    yield from waiting.values()
+
+
+def _joined(pieces: Sequence[Piece]) -> Stack:
+    """The images of all pieces as one stack."""
+    data, mask, noise = zip(*(piece.stack for piece in pieces), strict=True)
+    return Stack(np.concatenate(data), np.concatenate(mask), None if noise[0] is None else np.concatenate(noise))
+
+
+def _complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[Piece], column: str | None) -> set[str]:
+    """Fill in the columns that come from the file and its header: identity, sky and beam. Returns the units met.
+
+    rows: columns (n,), changed in place; cov: (n, p, p), the covariance behind the errors.
+    """
+    from pipeline.sky import sky_columns
+
+    units = set()
+    params = np.stack([rows[name] for name in ("x0", "y0", "amp", "sigma", "rho", "diff")], axis=1)
+    first = 0
+    for block, start, _, stack in pieces:
+        here = slice(first, first + len(stack.data))
+        first = here.stop
+        planes = start + np.arange(len(stack.data))
+        sky = _sky(block.file, block.hdu, block.mtime_ns, column)
+        units.add(sky.unit)
+        values: dict[str, Any] = {"file": block.file, "hdu": block.hdu, "plane": planes, "source": 0}
+        values["image_id"] = image_ids(block.file, block.hdu, planes, np.zeros_like(planes))
+        values["flags"] = rows["flags"][here] | (0 if sky.usable else BIT["NO_SKY"])
+        if sky.wcs is not None:
+            values |= sky_columns(sky.wcs, sky.beam, params[here], cov[here, :6, :6])
+        for name, value in values.items():
+            rows[name][here] = value
+    return units
+
+
+@functools.lru_cache(maxsize=1)
+def _sky(file: str, hdu: int, mtime_ns: int, column: str | None) -> Sky:
+    """What the header of an HDU says of sky, beam and unit; the last one is kept, for blocks read in several pieces."""
+    from pipeline.sky import beam, celestial
+
+    header = read_header(file, hdu)
+    try:
+        # Distortions given as tables lie in other HDUs of the file.
+        if any(re.match("CPDIS|D2IM", key) for key in header):
+            with fits.open(file) as hdus:
+                wcs = celestial(header, column=column, hdus=hdus)
+        else:
+            wcs = celestial(header, column=column)
+    except (ValueError, OSError) as error:
+        runtime.LOG.warning("%s: HDU %d: %s", file, hdu, error)
+        return Sky(None, None, False, _unit(header, column))
+    return Sky(wcs, beam(header), True, _unit(header, column))
+
+
+def _unit(header: fits.Header, column: str | None) -> str:
+    """BUNIT, of a table column TUNIT; "" if there is none."""
+    if column is None:
+        return str(header.get("BUNIT", "")).strip()
+    names = {str(value).strip().upper(): key[5:] for key, value in header["TTYPE*"].items()}
+    return str(header.get(f"TUNIT{names.get(column.upper())}", "")).strip()
+
+
+# ---- what a catalogue tells beside its rows -------------------------------------------------------------------------
+
+
+def _no_covariances(parameters: Sequence[str]) -> dict[str, np.ndarray]:
+    return {kind: np.empty((0, len(parameters), len(parameters))) for kind in COVARIANCES}
+
+
+def _truth(stacks: Sequence[str], truths: Sequence[str]) -> dict[str, np.ndarray]:
+    """The truth of all simulated images, with the ``image_id`` that they have in the catalogue."""
+    tables = []
+    for stack, truth in zip(stacks, truths, strict=True):
+        table = fits.getdata(truth)
+        columns = {name: table[name].astype(table[name].dtype.newbyteorder("=")) for name in table.names}
+        planes = columns.pop("plane")
+        tables.append(columns | {"image_id": image_ids(stack, 0, planes, np.zeros_like(planes))})
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+
+
+def _facts(origins: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What `fit` told of each shard, by its name."""
+    return {Path(origin).stem: json.loads(Path(origin).read_text()) for origin in origins}
+
+
+def _provenance(origins: Sequence[str], config: Mapping[str, Any]) -> dict[str, str]:
+    """Config, versions, device and inputs as YAML texts; where shards differ in version or device, all there were."""
+    facts = _facts(origins)
+    versions = {name: {fact["versions"][name] for fact in facts.values()} for name in _versions()}
+    inputs = {shard: {key: fact[key] for key in ("images", "manifest", "pixels")} for shard, fact in facts.items()}
+    texts = {
+        "config": dict(config),
+        "versions": {name: ", ".join(sorted(found)) for name, found in versions.items()},
+        "device": ", ".join(sorted({fact["device"] for fact in facts.values()})),
+        "inputs": inputs,
+    }
+    return {name: yaml.safe_dump(text, sort_keys=False) for name, text in texts.items()}
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: metadata.version(name) for name in PACKAGES}
+    return {"pipeline": __version__, "python": platform.python_version(), **packages}
+
+
+def _progress(total: int, what: str) -> Callable[[int], None]:
+    """A function to be told how many are done, that logs it, with rate and time left, every few seconds."""
+    began = latest = time.monotonic()
+
+    def tell(done: int) -> None:
+        nonlocal latest
+        now = time.monotonic()
+        if now - latest < PROGRESS_SECONDS:
+            return
+        latest = now
+        rate = done / (now - began)
+        left = (total - done) / rate
+        runtime.LOG.info("%d of %d %s, %.0f/s, about %.0f s left", done, total, what, rate, left)
+
+    return tell

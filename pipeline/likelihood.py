@@ -1,0 +1,112 @@
+"""The Cauchy negative log-likelihood of one image, and its exact derivatives.
+
+Everything here is one image in exact mathematics; `pipeline.fit` lifts it to stacks. Automatic differentiation
+is the definition of every derivative.
+
+Parameters of the fit, the *free vector*: ``x0, y0, amp, log sigma, rho, diff``, then ``background`` (constant) or
+``background, background_x, background_y`` (plane), then ``log scale``, always, even where it is held. Logarithms
+keep widths positive whatever step is tried; `to_public` undoes them.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pipeline import model
+
+_SIGMA = 3  # place of log sigma in the free vector
+
+
+class Image(NamedTuple):
+    """One image as the likelihood sees it.
+
+    data : array (ny, nx), finite everywhere. used : array (ny, nx), 1.0 where the pixel counts, 0.0 elsewhere.
+    noise : array (ny, nx), positive; multiplies the scale. origin : array (2,), x and y about which a background
+    plane is defined.
+    """
+
+    data: jax.Array
+    used: jax.Array
+    noise: jax.Array
+    origin: jax.Array
+
+
+class Terms(NamedTuple):
+    """Value and derivatives at one point: nll (), gradient (p,), and three (p, p) matrices.
+
+    ``hessian`` is exact; ``gauss_newton`` is its positive part, the matrix of iteratively reweighted least
+    squares; ``scores`` sums the outer products of the pixels' gradients.
+    """
+
+    nll: jax.Array
+    gradient: jax.Array
+    hessian: jax.Array
+    gauss_newton: jax.Array
+    scores: jax.Array
+
+
+def to_public(free):
+    """Parameters of `pipeline.columns` (sigma and scale instead of their logarithms) from the free vector (p,)."""
+    return free.at[_SIGMA].set(jnp.exp(free[_SIGMA])).at[-1].set(jnp.exp(free[-1]))
+
+
+def to_free(public):
+    """The inverse of `to_public`."""
+    return public.at[_SIGMA].set(jnp.log(public[_SIGMA])).at[-1].set(jnp.log(public[-1]))
+
+
+def predict(public, image: Image):
+    """Model image (ny, nx): Gaussian plus background, from the public parameter vector."""
+    ny, nx = image.data.shape
+    x = jnp.arange(nx, dtype=public.dtype)[None, :]
+    y = jnp.arange(ny, dtype=public.dtype)[:, None]
+    source = model.gaussian(public[:6], x, y)
+    level = public[6:-1]
+    if level.size == 0:
+        return source
+    if level.size == 1:
+        return source + level[0]
+    return source + level[0] + level[1] * (x - image.origin[0]) + level[2] * (y - image.origin[1])
+
+
+def pixel_nll(residual, g):
+    """Cauchy negative log-likelihood of one pixel: log(pi g) + log(1 + (r/g)^2) (design: section 3)."""
+    t = residual / g
+    return jnp.log(jnp.pi * g) + jnp.log1p(t * t)
+
+
+def nll(public, image: Image):
+    """Negative log-likelihood, summed over used pixels. Scalar."""
+    residual = image.data - predict(public, image)
+    return jnp.sum(image.used * pixel_nll(residual, public[-1] * image.noise))
+
+
+def terms(free, image: Image) -> Terms:
+    """Value and derivatives in the free vector (p,)."""
+
+    def value(free):
+        return nll(to_public(free), image)
+
+    def pixels(free):
+        public = to_public(free)
+        return predict(public, image), public[-1] * image.noise
+
+    predicted, g = pixels(free)
+    slope_m, slope_g = jax.jacfwd(pixels)(free)
+    t = (image.data - predicted) / g
+    inv = image.used / (1.0 + t * t)
+    psi = 2.0 * t * inv / g  # d nll / d residual
+    chi = (1.0 - t * t) * inv / g  # d nll / d g
+    score = chi[..., None] * slope_g - psi[..., None] * slope_m
+    weight = 2.0 * inv / (g * g)
+    gauss_newton = jnp.einsum("yx,yxi,yxj->ij", weight, slope_m, slope_m) + jnp.einsum(
+        "yx,yxi,yxj->ij", weight, slope_g, slope_g
+    )
+    return Terms(
+        nll=value(free),
+        gradient=jnp.sum(score, axis=(0, 1)),
+        hessian=jax.jacfwd(jax.jacrev(value))(free),
+        gauss_newton=gauss_newton,
+        scores=jnp.einsum("yxi,yxj->ij", score, score),
+    )

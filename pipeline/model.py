@@ -1,0 +1,64 @@
+"""The model: an elliptical Gaussian on a background, and what astronomers derive from its parameters.
+
+Each function takes one source, or many in leading axes, and computes in the namespace of its arrays: NumPy
+arrays in, NumPy arrays out; JAX arrays, traced or not, likewise. A model of your own must keep to that.
+
+Parameters, in order: ``x0, y0, amp, sigma, rho, diff`` (see `pipeline.columns`).
+"""
+
+import math
+
+FWHM_PER_SIGMA = math.sqrt(8.0 * math.log(2.0))
+
+
+def gaussian(params, x, y):
+    """Elliptical Gaussian without background.
+
+    Parameters
+    ----------
+    params : array, shape (..., 6)
+        x0, y0 [pixel], amp [image unit], sigma [pixel], rho, diff.
+    x, y : arrays, broadcast against ``params[..., i]``
+        Pixel coordinates, 0-based, integer = pixel centre.
+
+    Returns
+    -------
+    array
+        amp exp(-[dx^2 + dy^2 + rho dx dy + diff (dx^2 - dy^2)] / (2 sigma^2)), in image units.
+    """
+    xp = params.__array_namespace__()
+    x0, y0, amp, sigma, rho, diff = (params[..., i] for i in range(6))
+    dx, dy = x - x0, y - y0
+    q = ((1.0 + diff) * dx * dx + (1.0 - diff) * dy * dy + rho * dx * dy) / (sigma * sigma)
+    return amp * xp.exp(-0.5 * q)
+
+
+def ellipticity(params):
+    """Ellipticity e = sqrt(diff^2 + rho^2/4) of ``params`` (..., 6); the Gaussian is bounded where e < 1."""
+    xp = params.__array_namespace__()
+    square = params[..., 5] ** 2 + 0.25 * params[..., 4] ** 2
+    # The root has no slope at zero; a tiny floor makes the derivative of a round source zero instead of NaN.
+    return xp.sqrt(xp.maximum(square, xp.asarray(1e-30, dtype=square.dtype)))
+
+
+def derived(params):
+    """Flux, widths and angle from the parameters.
+
+    Parameters
+    ----------
+    params : array, shape (..., 6)
+
+    Returns
+    -------
+    array, shape (..., 6)
+        flux [image unit pixel^2], sigma_major, sigma_minor, fwhm_major, fwhm_minor [pixel] and
+        theta [rad, counter-clockwise from +x, (-pi/2, pi/2]], the order of `pipeline.columns.DERIVED`.
+    """
+    xp = params.__array_namespace__()
+    amp, sigma, rho, diff = (params[..., i] for i in range(2, 6))
+    e = ellipticity(params)
+    major, minor = sigma / xp.sqrt(1.0 - e), sigma / xp.sqrt(1.0 + e)
+    flux = 2.0 * math.pi * amp * major * minor
+    # 0.0 - rho, not -rho: a negative zero would turn +pi/2 into -pi/2.
+    theta = 0.5 * xp.atan2(0.0 - 0.5 * rho, 0.0 - diff)
+    return xp.stack([flux, major, minor, FWHM_PER_SIGMA * major, FWHM_PER_SIGMA * minor, theta], axis=-1)

@@ -1,0 +1,545 @@
+"""The report: one HTML page, with everything in it, that says what a run found and how far to trust it.
+
+Rows are read a slab at a time, in two passes: one over a sample, to see where the numbers lie, and one over all,
+to count. Only the few rows that are pictured are read again, with their pixels.
+"""
+
+import base64
+import io
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import matplotlib
+import numpy as np
+from matplotlib.image import imsave
+from matplotlib.ticker import MaxNLocator
+from scipy.ndimage import median_filter
+
+from pipeline.catalogue import Summary, read_rows, read_summary, replacing
+from pipeline.columns import BEAM, BIT, COLUMNS, DERIVED, FLAGS, PARAMETERS, SKY, decode_flags
+from pipeline.images import read_planes, scan_file
+from pipeline.model import gaussian
+
+SLAB = 50_000
+SAMPLE = 100_000
+PICTURES = 12
+REASONS = 20
+
+VALUES = (*PARAMETERS, *DERIVED, *SKY, *BEAM)
+QUALITY = ("snr", "misfit", "outlier_fraction", "n_steps", "condition")
+
+#: Rows with one of these flags are not a solution, so that their errors promise nothing.
+UNSOLVED = sum(BIT[name] for name in ("NOT_CONVERGED", "HESSIAN_NOT_POSITIVE", "TOO_FEW_PIXELS", "NON_FINITE"))
+
+# Pulls are counted in bins fine enough to read medians and quantiles off them.
+PULL_EDGES = np.linspace(-8.0, 8.0, 1601)
+NOMINAL = (0.6827, 0.9545)
+
+# The frame of a histogram, in units of its drawing.
+WIDTH, HEIGHT = 240.0, 72.0
+
+MASKED_COLOUR = (0.91, 0.70, 0.25, 1.0)
+RESIDUAL_LIMIT = 5.0
+# Sources in images larger than this are shown with their surroundings only.
+LARGEST_PICTURE = 96
+
+
+class Axis(NamedTuple):
+    """Where a histogram counts: ``edges`` are of the value, or of its decimal logarithm where ``log``."""
+
+    log: bool
+    edges: np.ndarray
+
+
+class Histogram(NamedTuple):
+    """A histogram ready to draw: SVG paths, ticks as (position, label), and what is not in it."""
+
+    name: str
+    unit: str
+    bars: str
+    curve: str
+    ticks: list[tuple[float, str]]
+    note: str
+
+
+class Tally(NamedTuple):
+    """What a pass over all rows counts.
+
+    ``flags``: rows by bit; ``counts``: counts of the histograms by column; ``finite``: finite values by column;
+    ``worst``: rows with the largest |misfit|; ``unconverged``: the first rows that did not converge;
+    ``pulls``: by parameter, counts in PULL_EDGES; ``moments``: by parameter, what `_pull_row` needs besides.
+    """
+
+    fitted: int
+    good: int
+    flags: np.ndarray
+    counts: dict[str, np.ndarray]
+    finite: dict[str, int]
+    worst: list[int]
+    unconverged: list[int]
+    pulls: dict[str, np.ndarray]
+    moments: dict[str, np.ndarray]
+
+
+def write_report(
+    catalogue_path: str | Path,
+    report_path: str | Path,
+    *,
+    images: Mapping[str, Any],
+    benchmarks: Sequence[tuple[str, float, int]],
+    config: Mapping[str, Any],
+) -> None:
+    """Write the report of a run.
+
+    Parameters
+    ----------
+    catalogue_path : path
+        A file of `catalogue.merge`.
+    report_path : path
+        Replaced as a whole or not at all; needs no other file and no network.
+    images : dict
+        Section ``images`` of the config: how the pixels of the rows pictured are read. What cannot be read any more
+        is said in place of the picture.
+    benchmarks : sequence of (shard, seconds, images)
+        Wall time of each fit job, and how many images it had. May be empty.
+    config : dict
+        The whole config; its section ``fit`` is shown at the top.
+    """
+    summary = read_summary(catalogue_path)
+    sample = _sample(catalogue_path, summary)
+    axes = {name: axis for name in sample if name in _SHOWN and (axis := _axis(sample[name])) is not None}
+    tally = _tally(catalogue_path, summary, axes)
+    shown = {name: _column_histogram(name, axes[name], tally, summary) for name in axes}
+    page = jinja2.Environment(
+        autoescape=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page.filters.update(count=_count, number=_number, unit=_unit)
+    text = page.get_template("report.html.j2").render(
+        summary=summary,
+        tally=tally,
+        settings=dict(config.get("fit", {})),
+        flags=[(flag, int(tally.flags[flag.bit])) for flag in FLAGS],
+        reasons=_reasons(catalogue_path, summary),
+        pulls=[_pull_row(name, tally, summary) for name in tally.pulls],
+        pull_histograms=[_pull_histogram(name, tally.pulls[name]) for name in tally.pulls],
+        pictures=[_picture(catalogue_path, row, why, summary, images) for row, why in _choose(sample, tally, summary)],
+        groups=[
+            ("Parameters", [shown[name] for name in VALUES if name in shown]),
+            ("Standard errors", [shown[f"{name}_err"] for name in VALUES if f"{name}_err" in shown]),
+            ("Quality of the fits", [shown[name] for name in QUALITY if name in shown]),
+        ],
+        timing=_timing(benchmarks),
+        width=WIDTH,
+        height=HEIGHT,
+        masked_colour=f"rgb({', '.join(str(round(255 * c)) for c in MASKED_COLOUR[:3])})",
+    )
+    with replacing(report_path) as temporary:
+        # What is not UTF-8 in a file name is shown as an escape.
+        shown_text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        temporary.write_text(shown_text, encoding="utf-8")
+
+
+_SHOWN = frozenset({*VALUES, *(f"{name}_err" for name in VALUES), *QUALITY})
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_READ = [c.name for c in COLUMNS if c.name in _SHOWN or c.name == "flags"]
+
+
+def _slabs(
+    path: str | Path, count: int, columns: Sequence[str], table: str = "catalogue"
+) -> Iterator[tuple[int, dict]]:
+    """First row and columns of each slab of a table."""
+    for start in range(0, count, SLAB):
+        yield start, read_rows(path, columns, start, start + SLAB, table=table)
+
+
+def _sample(path: str | Path, summary: Summary) -> dict[str, np.ndarray]:
+    """Every k-th row, with its number as the column ``row``."""
+    stride = max(1, math.ceil(summary.rows / SAMPLE))
+    slabs = []
+    for start, rows in _slabs(path, summary.rows, _READ):
+        rows["row"] = np.arange(start, start + len(rows["flags"]))
+        # Copies, because a view would keep its whole slab in memory.
+        slabs.append({name: values[-start % stride :: stride].copy() for name, values in rows.items()})
+    return {name: np.concatenate([slab[name] for slab in slabs]) for name in (*_READ, "row")} if slabs else {}
+
+
+def _axis(values: np.ndarray) -> Axis | None:
+    """Bins that hold all but the wildest of some values; None where none is finite."""
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return None
+    low, tenth, nine_tenths, high = np.quantile(values, [0.002, 0.1, 0.9, 0.998])
+    if values.dtype.kind == "i" and high - low < 60:
+        return Axis(False, np.arange(math.floor(low) - 0.5, math.ceil(high) + 1.0))
+    log = low > 0 and nine_tenths > 6 * tenth
+    if log:
+        low, high = math.log10(low), math.log10(high)
+    if not high - low > 1e-9 * max(abs(low), abs(high)):
+        pad = 0.5 * abs(low) or 0.5
+        low, high = low - pad, high + pad
+    pad = 0.02 * (high - low)
+    return Axis(log, np.linspace(low - pad, high + pad, 1 + int(np.clip(math.sqrt(len(values)), 8, 48))))
+
+
+def _tally(path: str | Path, summary: Summary, axes: Mapping[str, Axis]) -> Tally:
+    fitted = good = 0
+    flags = np.zeros(64, dtype=np.int64)
+    counts = {name: np.zeros(len(axis.edges) - 1, dtype=np.int64) for name, axis in axes.items()}
+    finite = dict.fromkeys(axes, 0)
+    worst, misfits = np.zeros(0, dtype=np.int64), np.zeros(0)
+    unconverged: list[int] = []
+    measured = (*summary.parameters, *DERIVED) if summary.has_truth else ()
+    pulls = {name: np.zeros(len(PULL_EDGES) + 1, dtype=np.int64) for name in measured}
+    moments = {name: np.zeros(5) for name in measured}
+    for start, rows in _slabs(path, summary.rows, _READ):
+        bits = rows["flags"]
+        fitted += int(np.isfinite(rows["x0"]).sum())
+        good += int((bits == 0).sum())
+        flags += np.array([(bits >> bit & 1).sum() for bit in range(64)])
+        for name, axis in axes.items():
+            values = rows[name][np.isfinite(rows[name])]
+            finite[name] += len(values)
+            counts[name] += np.histogram(np.log10(values[values > 0]) if axis.log else values, axis.edges)[0]
+        unconverged += [start + int(i) for i in np.flatnonzero(bits & BIT["NOT_CONVERGED"])[:PICTURES]]
+        misfit = np.abs(rows["misfit"])
+        usable = np.flatnonzero(np.isfinite(misfit))
+        worst, misfits = np.concatenate([worst, start + usable]), np.concatenate([misfits, misfit[usable]])
+        order = np.argsort(-misfits, kind="stable")[:PICTURES]
+        worst, misfits = worst[order], misfits[order]
+        if measured:
+            truth = read_rows(path, measured, start, start + SLAB, table="truth")
+            for name in measured:
+                binned, sums = _pulls(name, rows, truth[name])
+                pulls[name] += binned
+                moments[name] += sums
+    return Tally(
+        fitted=fitted,
+        good=good,
+        flags=flags,
+        counts=counts,
+        finite=finite,
+        worst=worst.tolist(),
+        unconverged=unconverged[:PICTURES],
+        pulls={name: binned for name, binned in pulls.items() if binned.sum()},
+        moments=moments,
+    )
+
+
+def _pulls(name: str, rows: Mapping[str, np.ndarray], truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of (fit - truth) / err between, below and above PULL_EDGES; and sums over rows.
+
+    The sums: rows within 1 and within 2 errors; number, sum and sum of squares of fit - truth within 5 errors.
+    """
+    offset, error = rows[name] - truth, rows[f"{name}_err"]
+    bad = rows["flags"] & UNSOLVED
+    if name == "theta":
+        # An axis, not an arrow: it comes back after half a turn. A round source has none.
+        offset = (offset + 0.5 * np.pi) % np.pi - 0.5 * np.pi
+        bad = rows["flags"] & (UNSOLVED | BIT["ROUND"])
+    use = (bad == 0) & np.isfinite(offset) & (error > 0)
+    offset, pull = offset[use], offset[use] / error[use]
+    binned = np.bincount(np.searchsorted(PULL_EDGES, pull), minlength=len(PULL_EDGES) + 1)
+    size = np.abs(pull)
+    near = offset[size <= 5]
+    return binned, np.array([(size <= 1).sum(), (size <= 2).sum(), len(near), near.sum(), (near**2).sum()])
+
+
+def _pull_row(name: str, tally: Tally, summary: Summary) -> dict[str, Any]:
+    """One line of the comparison with the truth, each number with its Monte Carlo error."""
+    binned = tally.pulls[name]
+    within_1, within_2, near, total, squares = tally.moments[name]
+    number = int(binned.sum())
+    low, median, high = np.interp(
+        [0.158655, 0.5, 0.841345], np.cumsum(binned[:-1]) / number, PULL_EDGES, left=-np.inf, right=np.inf
+    )
+    spread = 0.5 * (high - low)
+    bias = total / max(near, 1)
+    bias_err = math.sqrt(max(squares / max(near, 1) - bias**2, 0.0) / max(near, 1))
+    coverage = []
+    for inside, nominal in zip((within_1, within_2), NOMINAL, strict=True):
+        error = math.sqrt(nominal * (1 - nominal) / number)
+        share = inside / number
+        coverage.append((f"{100 * share:.1f} ± {100 * error:.1f}", abs(share - nominal) > 3 * error))
+    # The standard errors of a median and of half the 16..84 % range, for normal pulls.
+    errors = 1.253 * spread / math.sqrt(number), 0.962 * spread / math.sqrt(number)
+    return {
+        "name": name,
+        "unit": summary.units[name],
+        "number": number,
+        "median": (_with_error(median, errors[0]), abs(median) > 3 * errors[0]),
+        "spread": (_with_error(spread, errors[1]), abs(spread - 1) > 3 * errors[1]),
+        "coverage": coverage,
+        "far": number - int(near),
+        "bias": (_with_error(bias, bias_err), abs(bias) > 3 * bias_err),
+    }
+
+
+def _pull_histogram(name: str, binned: np.ndarray) -> Histogram:
+    inner = binned[1:-1].reshape(-1, 25).sum(axis=1)
+    edges = PULL_EDGES[::25]
+    show = slice(12, 52)
+    number = int(binned.sum())
+    x = np.linspace(-5.0, 5.0, 81)
+    normal = number * 0.25 * np.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)
+    outside = number - int(inner[show].sum())
+    ticks = [(float(t), f"{t:g}") for t in (-4, -2, 0, 2, 4)]
+    note = f"{_count(outside)} beyond 5" if outside else ""
+    return _draw(name, "", edges[12:53], inner[show], ticks, note, (x, normal))
+
+
+def _column_histogram(name: str, axis: Axis, tally: Tally, summary: Summary) -> Histogram:
+    low, high = float(axis.edges[0]), float(axis.edges[-1])
+    if axis.log:
+        step, digits = max(1, math.ceil((high - low) / 5)), (1, 3) if high - low < 2.5 else (1,)
+        marks = [m * 10.0**k for k in range(math.floor(low), math.ceil(high) + 1) if k % step == 0 for m in digits]
+        ticks = [(math.log10(m), f"{m:g}") for m in marks if low <= math.log10(m) <= high]
+    else:
+        marks = np.asarray(MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)).tolist()
+        decimals = max(0, -math.floor(math.log10(marks[1] - marks[0]) + 1e-9))
+        wide = max(map(abs, marks)) >= 1e6 or decimals > 6
+        ticks = [(m, f"{m:.4g}" if wide else f"{m:.{decimals}f}") for m in marks if low <= m <= high]
+    outside = tally.finite[name] - int(tally.counts[name].sum())
+    undefined = summary.rows - tally.finite[name]
+    notes = [f"{_count(k)} {what}" for k, what in ((outside, "outside"), (undefined, "undefined")) if k]
+    return _draw(name, summary.units[name], axis.edges, tally.counts[name], ticks, ", ".join(notes))
+
+
+def _draw(
+    name: str,
+    unit: str,
+    edges: np.ndarray,
+    counts: np.ndarray,
+    ticks: Sequence[tuple[float, str]],
+    note: str,
+    curve: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Histogram:
+    top = max(1.0, float(counts.max()), float(curve[1].max()) if curve else 0.0) * 1.05
+
+    def across(x: Any) -> Any:
+        return (x - edges[0]) / (edges[-1] - edges[0]) * WIDTH
+
+    def up(y: Any) -> Any:
+        return HEIGHT * (1.0 - y / top)
+
+    steps = [f"V{up(n):.1f}H{x:.1f}" for n, x in zip(counts, across(edges[1:]), strict=True)]
+    line = [f"{x:.1f},{y:.1f}" for x, y in zip(across(curve[0]), up(curve[1]), strict=True)] if curve else []
+    return Histogram(
+        name=name,
+        unit=unit,
+        bars=f"M0,{HEIGHT:g}{''.join(steps)}V{HEIGHT:g}Z",
+        curve=f"M{'L'.join(line)}" if line else "",
+        ticks=[(round(float(across(t)), 1), label) for t, label in ticks],
+        note=note,
+    )
+
+
+def _choose(sample: Mapping[str, np.ndarray], tally: Tally, summary: Summary) -> list[tuple[int, str]]:
+    """Rows to picture, and why: the worst, some that did not converge, and typical ones from faint to bright."""
+    if summary.rows == 0:
+        return []
+    typical = np.flatnonzero((sample["flags"] == 0) & np.isfinite(sample["snr"]))
+    typical = typical[np.argsort(sample["snr"][typical], kind="stable")]
+    places = (len(typical) * np.array([0.1, 0.35, 0.65, 0.9])).astype(int)[: len(typical)]
+    groups = [
+        ("largest misfit", tally.worst[:5]),
+        ("not converged", tally.unconverged[:3]),
+        ("typical", sample["row"][typical[places]].tolist()),
+        ("large misfit", tally.worst[5:]),
+        ("not converged", tally.unconverged[3:]),
+        ("one of the first", list(range(min(PICTURES, summary.rows)))),
+    ]
+    chosen: dict[int, str] = {}
+    for why, rows in groups:
+        for row in rows:
+            chosen.setdefault(row, why)
+    return list(chosen.items())[:PICTURES]
+
+
+def _picture(path: str | Path, index: int, why: str, summary: Summary, images: Mapping[str, Any]) -> dict[str, Any]:
+    """Data, model and residual of one row, with its numbers."""
+    row = {name: values[0] for name, values in read_rows(path, None, index, index + 1).items()}
+    numbers = [
+        (name, _with_error(row[name], row[f"{name}_err"]), summary.units[name])
+        for name in (*PARAMETERS, *DERIVED)
+        if math.isfinite(row[name])
+    ]
+    try:
+        data, used, noise = _pixels(row, images)
+        # Fits that went astray overflow, and pixels that were not used may hold anything.
+        with np.errstate(all="ignore"):
+            panels, problem = _panels(row, data, used, noise, summary.units["amp"]), ""
+    except (OSError, ValueError) as error:
+        panels, problem = [], f"The pixels could not be read again: {error}"
+    return {"row": row, "why": why, "flags": decode_flags(int(row["flags"])), "numbers": numbers} | {
+        "panels": panels,
+        "problem": problem,
+    }
+
+
+def _pixels(row: Mapping[str, Any], images: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels (ny, nx) of a row, which of them were used, and their 1-sigma noise (1 where none is given)."""
+    plane = int(row["plane"])
+    blocks, _ = scan_file(row["file"], **{k: v for k, v in images.items() if k != "files"})
+    for block in blocks:
+        if block.hdu == row["hdu"] and block.start <= plane < block.stop:
+            stack = read_planes(block, plane, plane + 1, **{k: v for k, v in images.items() if k != "files"})
+            noise = np.ones(stack.data.shape[1:]) if stack.noise_map is None else stack.noise_map[0]
+            return np.asarray(stack.data[0], dtype=np.float64), ~stack.mask[0], noise
+    msg = f"{row['file']}: no plane {plane} in HDU {row['hdu']} any more"
+    raise ValueError(msg)
+
+
+def _window(row: Mapping[str, Any], ny: int, nx: int) -> tuple[slice, slice]:
+    """Rows and columns of an image to show: all of a small one, of a large one the source and what surrounds it."""
+    if max(ny, nx) <= LARGEST_PICTURE:
+        return slice(0, ny), slice(0, nx)
+    half = int(np.clip(3 * np.nan_to_num(row["fwhm_major"], nan=0.0), LARGEST_PICTURE // 4, 2 * LARGEST_PICTURE))
+
+    def cut(centre: float, size: int) -> slice:
+        start = int(np.clip((centre if math.isfinite(centre) else 0.5 * size) - half, 0, max(size - 2 * half, 0)))
+        return slice(start, min(start + 2 * half, size))
+
+    return cut(row["y0"], ny), cut(row["x0"], nx)
+
+
+def _model(
+    row: Mapping[str, Any], data: np.ndarray, used: np.ndarray, y: np.ndarray, x: np.ndarray
+) -> np.ndarray | None:
+    """The model at pixels ``(x, y)``, None where the row has no parameters."""
+    parameters = np.array([row[name] for name in PARAMETERS[:6]], dtype=np.float64)
+    if not np.isfinite(parameters).all():
+        return None
+    model = gaussian(parameters, x, y) + np.nan_to_num(row["background"], nan=0.0)
+    if math.isfinite(row["background_x"]):
+        # The point about which the plane is tilted is not in the catalogue; the pixels tell its height.
+        model = model + row["background_x"] * x + row["background_y"] * y
+        model = model + (np.median((data - model)[used]) if used.any() else 0.0)
+    return model
+
+
+def _panels(
+    row: Mapping[str, Any], data: np.ndarray, used: np.ndarray, noise: np.ndarray, unit: str
+) -> list[dict[str, Any]]:
+    """The three pictures of a row; without a model, its data alone."""
+    window = _window(row, *data.shape)
+    data, used, noise = data[window], used[window], noise[window]
+    y, x = np.indices(data.shape, dtype=np.float64)
+    y, x = y + window[0].start, x + window[1].start
+    pixels = data[used] if used.any() else np.zeros(1)
+    middle = float(np.median(pixels))
+    spread = 1.4826 * float(np.median(np.abs(pixels - middle))) or 1.0
+
+    def stretch(values: np.ndarray) -> np.ndarray:
+        return np.arcsinh((values - middle) / (3.0 * spread))
+
+    # What is left after a 3x3 median is the source and its surroundings; outliers would leave no shades for these.
+    smooth = stretch(median_filter(np.where(used, data, middle), 3))
+    low, high = float(smooth.min()) - 0.5, float(smooth.max()) + 0.5
+    ends = [_number(middle + 3.0 * spread * math.sinh(end)) for end in (low, high)]
+    grey = f"{ends[0]} to {ends[1]} {_unit(unit)}".strip()
+    frame = {
+        "width": data.shape[1],
+        "height": data.shape[0],
+        # In pixels from the corner, y upwards.
+        "cx": row["x0"] - window[1].start + 0.5,
+        "cy": data.shape[0] - (row["y0"] - window[0].start + 0.5),
+        "rx": 0.5 * row["fwhm_major"],
+        "ry": 0.5 * row["fwhm_minor"],
+        "turn": -math.degrees(np.nan_to_num(row["theta"], nan=0.0)),
+        "solved": all(math.isfinite(row[name]) for name in ("x0", "y0", "fwhm_major", "fwhm_minor")),
+    }
+    panels = [
+        frame | {"name": "data", "range": grey, "src": _png((stretch(data) - low) / (high - low), used, "gray_r")}
+    ]
+    model = _model(row, data, used, y, x)
+    if model is not None:
+        half_width = noise * (row["scale"] if math.isfinite(row["scale"]) and row["scale"] > 0 else spread)
+        residual = 0.5 + (data - model) / half_width / (2 * RESIDUAL_LIMIT)
+        clean = _png((stretch(model) - low) / (high - low), np.ones_like(used), "gray_r")
+        panels += [
+            frame | {"name": "model", "range": "", "src": clean},
+            frame | {"name": "residual", "range": f"±{RESIDUAL_LIMIT:g} scale", "src": _png(residual, used, "RdBu_r")},
+        ]
+    return panels
+
+
+def _png(values: np.ndarray, used: np.ndarray, colours: str) -> str:
+    """Values 0..1 (ny, nx) as the address of a picture, y upwards; clipped; unused pixels in their own colour."""
+    rgba = matplotlib.colormaps[colours](np.clip(np.nan_to_num(values, nan=0.5), 0.0, 1.0))
+    rgba[~used] = MASKED_COLOUR
+    buffer = io.BytesIO()
+    imsave(buffer, rgba[::-1], format="png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _reasons(path: str | Path, summary: Summary) -> list[tuple[str, int, str]]:
+    """Why images were rejected: reason, how many, and one file; the commonest first."""
+    number: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    for _, rows in _slabs(path, summary.rejected, ["file", "reason"], "rejected"):
+        for file, reason in zip(rows["file"], rows["reason"], strict=True):
+            # Reasons name their file; without it, equal reasons are equal.
+            short = reason.replace(file, "…").removeprefix("…: ") if file else reason
+            number[short] += 1
+            example.setdefault(short, file)
+    shown = sorted(number, key=lambda reason: (-number[reason], reason))
+    table = [(reason, number[reason], example[reason]) for reason in shown[:REASONS]]
+    rest = shown[REASONS:]
+    if rest:
+        table.append((f"{_count(len(rest))} other reasons", sum(number[r] for r in rest), example[rest[0]]))
+    return table
+
+
+def _timing(benchmarks: Sequence[tuple[str, float, int]]) -> dict[str, Any]:
+    """Totals of the fit jobs, and the slowest of them."""
+    seconds = sum(float(t) for _, t, _ in benchmarks)
+    images = sum(int(n) for *_, n in benchmarks)
+    slowest = sorted(benchmarks, key=lambda b: (-float(b[1]), b[0]))[:5]
+    return {
+        "jobs": len(benchmarks),
+        "seconds": seconds,
+        "images": images,
+        "rate": images / seconds if seconds > 0 else math.nan,
+        "median": float(np.median([t for _, t, _ in benchmarks])) if benchmarks else math.nan,
+        "slowest": [(shard, float(t), int(n), n / t if t > 0 else math.nan) for shard, t, n in slowest],
+    }
+
+
+def _count(value: int) -> str:
+    """A whole number in groups of three."""
+    return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def _number(value: float) -> str:
+    """A number to three digits."""
+    if not math.isfinite(value):
+        return "\N{EN DASH}"
+    text = f"{value:.3g}" if abs(value) < 1000 or abs(value) >= 1e6 else _count(round(value))
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _unit(text: str) -> str:
+    """A unit as astropy writes it, in fewer characters."""
+    return re.sub(r"\b([A-Za-z]+)2\b", "\\1\N{SUPERSCRIPT TWO}", text).replace(" / ", "/")
+
+
+def _with_error(value: float, error: float) -> str:
+    """``value ± error``: the error to two digits, the value to the same place."""
+    if not math.isfinite(value):
+        return "undefined"
+    if not (math.isfinite(error) and error > 0):
+        return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
+    power = math.floor(math.log10(max(abs(value), error)))
+    shift = power if power >= 6 or power <= -5 else 0
+    decimals = max(0, 1 - math.floor(math.log10(error)) + shift)
+    text = f"{value / 10.0**shift:.{decimals}f} ± {error / 10.0**shift:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+    return f"({text}) \N{MULTIPLICATION SIGN} 10{str(shift).translate(_RAISED)}" if shift else text

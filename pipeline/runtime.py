@@ -1,0 +1,80 @@
+"""The process of a job: its log, and where and how JAX runs in it. Not imported by anything that computes."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
+LOG = logging.getLogger("pipeline")
+
+
+def start_log(path: str | Path) -> None:
+    """Send what the job has to say to its log file and to the terminal, warnings and uncaught exceptions too.
+
+    Parameters
+    ----------
+    path : path
+        The rule's log file, written anew.
+    """
+    file = logging.FileHandler(path, mode="w", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    terminal = logging.StreamHandler()
+    terminal.setFormatter(logging.Formatter(f"{Path(path).stem}: %(message)s"))
+    terminal.setLevel(logging.INFO)
+    logging.basicConfig(level=logging.WARNING, handlers=[file, terminal], force=True)
+    LOG.setLevel(logging.DEBUG)
+    logging.captureWarnings(True)
+    sys.excepthook = _log_exception
+
+
+def start_jax(*, threads: int, gpu: int, cache: str | Path) -> str:
+    """Set up JAX before its first computation.
+
+    Always with float64: what a fit does in float32 it casts itself, while positions on the sky need more.
+
+    Parameters
+    ----------
+    threads : int
+        Processor cores to use.
+    gpu : int
+        GPUs that the job was given. With 0 it never touches one, so that it takes no memory there.
+    cache : path
+        Folder of compiled programs, shared by all jobs; JAX_COMPILATION_CACHE_DIR goes first.
+
+    Returns
+    -------
+    str
+        Kind of the device, such as ``cpu`` or ``NVIDIA H100 80GB HBM3``.
+
+    Raises
+    ------
+    RuntimeError
+        If the job was given a GPU and JAX finds none.
+    """
+    os.environ["NPROC"] = str(threads)  # JAX reads no other limit on its threads
+
+    import jax  # here, because jobs that do not compute should not spend a second on it
+
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(cache)))
+    # The default limits leave out the many small programs, together as slow to compile as the large ones.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if gpu == 0:
+        jax.config.update("jax_platforms", "cpu")
+    device = jax.devices()[0]
+    if gpu > 0 and device.platform == "cpu":
+        msg = (
+            f"the job was given {gpu} GPU (resource gpu), but JAX {jax.__version__} sees only the processor: "
+            "is a JAX for GPUs installed (make run JAX=cuda12), and does nvidia-smi list the device?"
+        )
+        raise RuntimeError(msg)
+    LOG.info("JAX %s on %s, %d thread(s)", jax.__version__, device.device_kind, threads)
+    return str(device.device_kind)
+
+
+def _log_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The sentence for people on the terminal, the traceback in the log file only."""
+    LOG.debug("uncaught exception", exc_info=(kind, error, trace))
+    LOG.critical("%s: %s", kind.__name__, error)

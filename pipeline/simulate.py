@@ -1,0 +1,150 @@
+"""Simulated stamps with known truth, as FITS stacks.
+
+Every random number comes from one key folded with the number of the image, so image 17 is the same in a run of 20 and
+of 20 million, whatever the stacks it is written in.
+"""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+from scipy import integrate, optimize, stats
+
+from pipeline import columns, model
+
+BLOCK = 256  # images drawn at once
+OFFSET = 1.5  # pixels around the image centre in which x0, y0 are drawn where the config says nothing
+_DRAWN = ("x0", "y0", "amp", "sigma", "rho", "diff", "background")
+
+
+def _draw_parameters(key, shape, parameters):
+    """Parameters (7,) of one image: ``_DRAWN``, in order. See the config section ``simulated.parameters``."""
+    ny, nx = shape
+    centred = {"x0": (nx - 1) / 2, "y0": (ny - 1) / 2}
+    values = []
+    for i, name in enumerate(_DRAWN):
+        if parameters.get(name) is None:
+            low, high = centred[name] - OFFSET, centred[name] + OFFSET
+        else:
+            low, high = parameters[name]
+        draw = jax.random.uniform(jax.random.fold_in(key, i), dtype=jnp.float64)
+        if name == "amp" and low * high > 0:
+            values.append(low * (high / low) ** draw)
+        else:
+            values.append(low + (high - low) * draw)
+    return jnp.stack(values)
+
+
+def _draw_noise(key, shape, noise):
+    """Noise (ny, nx) of one image. See the config section ``simulated.noise``."""
+    kind, scale = noise["kind"], noise["scale"]
+    if kind == "cauchy":
+        return scale * jax.random.cauchy(key, shape, dtype=jnp.float64)
+    if kind == "student":
+        return scale * jax.random.t(key, noise["dof"], shape, dtype=jnp.float64)
+    values = scale * jax.random.normal(key, shape, dtype=jnp.float64)
+    if kind == "contaminated":
+        hit = jax.random.bernoulli(jax.random.fold_in(key, 1), noise["fraction"], shape)
+        values = jnp.where(hit, noise["factor"] * values, values)
+    return values
+
+
+def draw(start: int, stop: int, *, shape, seed, noise, parameters) -> tuple[np.ndarray, np.ndarray]:
+    """Images ``start`` to ``stop - 1`` of a simulation.
+
+    Parameters
+    ----------
+    start, stop : int
+        Numbers of the images.
+    shape, seed, noise, parameters
+        The config section ``simulated``.
+
+    Returns
+    -------
+    images : float32 array (n, ny, nx)
+    params : float64 array (n, 7)
+        x0, y0, amp, sigma, rho, diff, background.
+    """
+    ny, nx = shape
+    root = jax.random.key(seed)
+    x, y = jnp.arange(nx, dtype=float)[None, :], jnp.arange(ny, dtype=float)[:, None]
+
+    def one(index):
+        key = jax.random.fold_in(root, index)
+        params = _draw_parameters(jax.random.fold_in(key, 0), (ny, nx), parameters)
+        image = model.gaussian(params[:6], x, y) + params[6]
+        return (image + _draw_noise(jax.random.fold_in(key, 1), (ny, nx), noise)).astype(jnp.float32), params
+
+    program = jax.jit(jax.vmap(one))
+    # Blocks begin at multiples of BLOCK, so an image stands at one place of one compiled shape, whatever start is.
+    images, params = [], []
+    for low in range(start - start % BLOCK, stop, BLOCK):
+        block_images, block_params = program(np.arange(low, low + BLOCK))
+        keep = slice(max(start - low, 0), min(stop - low, BLOCK))
+        images.append(np.asarray(block_images)[keep])
+        params.append(np.asarray(block_params)[keep])
+    if not images:
+        return np.empty((0, ny, nx), np.float32), np.empty((0, len(_DRAWN)))
+    return np.concatenate(images), np.concatenate(params)
+
+
+def cauchy_scale(noise) -> float:
+    """The half-width that the Cauchy likelihood gives noise of this kind, in image units.
+
+    The root of E[(g^2 - r^2) / (g^2 + r^2)] = 0; 0.6120 s for Gaussian noise of rms s.
+    """
+    kind, scale = noise["kind"], noise["scale"]
+    if kind == "cauchy":
+        return scale
+    if kind == "student":
+        parts = [(1.0, stats.t(noise["dof"], scale=1.0))]
+    elif kind == "gaussian":
+        parts = [(1.0, stats.norm())]
+    else:
+        share = noise["fraction"]
+        parts = [(1.0 - share, stats.norm()), (share, stats.norm(scale=noise["factor"]))]
+
+    def balance(g):
+        return sum(
+            weight * 2.0 * integrate.quad(lambda r: (g * g - r * r) / (g * g + r * r) * part.pdf(r), 0, np.inf)[0]  # noqa: B023
+            for weight, part in parts
+        )
+
+    return scale * float(optimize.brentq(balance, 1e-3, 1e2))
+
+
+def truth(params: np.ndarray, noise) -> dict[str, np.ndarray]:
+    """Columns of `columns.TRUTH` without identity, for ``params`` (n, 7) as `draw` gives them."""
+    values = dict(zip(_DRAWN, params.T, strict=True))
+    values["scale"] = np.full(len(params), cauchy_scale(noise))
+    values |= dict(zip(columns.DERIVED, model.derived(params[:, :6]).T, strict=True))
+    names = [c.name for c in columns.TRUTH if c.group != "identity"]
+    return {name: values.get(name, np.zeros(len(params))) for name in names}
+
+
+def _replace(path: Path, write) -> None:
+    """Write a file under a temporary name, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def write_stack(path, truth_path, start: int, stop: int, *, shape, seed, noise, parameters, **_) -> None:
+    """Write images ``start`` to ``stop - 1`` as one float32 FITS stack (n, ny, nx), and their truth as a FITS table.
+
+    Other arguments are those of `draw`; further keys of the config section are ignored. Column ``plane`` of the truth
+    counts the planes of the stack from 0.
+    """
+    images, params = draw(start, stop, shape=shape, seed=seed, noise=noise, parameters=parameters)
+    table = Table({"plane": np.arange(len(images)), **truth(params, noise)})
+    primary = fits.PrimaryHDU(images)
+    primary.header["EXTNAME"] = ("SIMULATED", "simulated stamps, one a plane")
+    primary.header["FIRST"] = (start, "number of the first image")
+    primary.header["SEED"] = (seed, "of the simulation")
+    _replace(Path(path), lambda name: primary.writeto(name, overwrite=True))
+    _replace(Path(truth_path), lambda name: table.write(name, format="fits", overwrite=True))

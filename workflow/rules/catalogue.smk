@@ -1,0 +1,26 @@
+rule catalogue:
+    input:
+        parts=shard_files(PART),
+        origins=shard_files(ORIGIN),
+        unreadable=UNREADABLE,
+        stacks=STACKS,
+        truths=TRUTHS,
+    output:
+        CATALOGUE,
+    log:
+        LOGS / "catalogue.log",
+    benchmark:
+        BENCHMARKS / "catalogue.tsv"
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        config=config,
+        pipeline_version=__version__,
+    message:
+        "Merging the parts into {output}"
+    script:
+        "../scripts/catalogue.py"

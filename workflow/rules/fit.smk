@@ -1,0 +1,24 @@
+rule fit:
+    input:
+        manifest=MANIFEST,
+    output:
+        part=PART,
+        origin=ORIGIN,
+    log:
+        LOGS / "fit" / "{shard}.log",
+    benchmark:
+        BENCHMARKS / "fit" / "{shard}.tsv"
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        reading=READING,
+        fit=config["fit"],
+        pipeline_version=__version__,
+    message:
+        "Fitting the images of shard {wildcards.shard}"
+    script:
+        "../scripts/fit.py"

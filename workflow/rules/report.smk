@@ -1,0 +1,24 @@
+rule report:
+    input:
+        catalogue=CATALOGUE,
+        origins=shard_files(ORIGIN),
+    output:
+        report(REPORT, caption="../report/report.rst", category="Catalogue"),
+    log:
+        LOGS / "report.log",
+    benchmark:
+        BENCHMARKS / "report.tsv"
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        reading=READING,
+        config=config,
+        pipeline_version=__version__,
+    message:
+        "Writing {output}"
+    script:
+        "../scripts/report.py"

@@ -1,0 +1,27 @@
+# The manifests are not declared as outputs: the scan rewrites only those whose bytes change, and only their shards are refitted.
+checkpoint scan:
+    input:
+        STACKS,
+    output:
+        shards=SHARDS,
+        unreadable=UNREADABLE,
+    log:
+        LOGS / "scan.log",
+    benchmark:
+        BENCHMARKS / "scan.tsv"
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        files=IMAGES["files"],
+        reading=READING,
+        shard_size=config["shard_size"],
+        listing=lambda wildcards: listing(),
+        pipeline_version=__version__,
+    message:
+        "Listing the images and dividing them into shards"
+    script:
+        "../scripts/scan.py"

@@ -1,0 +1,15 @@
+"""Rule `catalogue`, see pipeline/jobs.py."""
+# ruff: noqa: F821  (Snakemake puts the name `snakemake` here)
+
+from pipeline import jobs
+
+jobs.catalogue(
+    snakemake.output[0],
+    parts=snakemake.input.parts,
+    origins=snakemake.input.origins,
+    unreadable=snakemake.input.unreadable,
+    stacks=snakemake.input.stacks,
+    truths=snakemake.input.truths,
+    config=snakemake.params.config,
+    log=snakemake.log[0],
+)

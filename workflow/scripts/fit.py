@@ -1,0 +1,18 @@
+"""Rule `fit`, see pipeline/jobs.py."""
+# ruff: noqa: F821  (Snakemake puts the name `snakemake` here)
+
+from pathlib import Path
+
+from pipeline import jobs
+
+jobs.fit(
+    snakemake.output.part,
+    snakemake.output.origin,
+    manifest=snakemake.input.manifest,
+    reading=snakemake.params.reading,
+    fit=snakemake.params.fit,
+    log=snakemake.log[0],
+    threads=snakemake.threads,
+    gpu=snakemake.resources.get("gpu", 0),
+    cache=Path(snakemake.config["results"], "cache"),
+)

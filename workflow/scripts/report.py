@@ -1,0 +1,13 @@
+"""Rule `report`, see pipeline/jobs.py."""
+# ruff: noqa: F821  (Snakemake puts the name `snakemake` here)
+
+from pipeline import jobs
+
+jobs.report(
+    snakemake.output[0],
+    catalogue=snakemake.input.catalogue,
+    origins=snakemake.input.origins,
+    reading=snakemake.params.reading,
+    config=snakemake.params.config,
+    log=snakemake.log[0],
+)

@@ -1,0 +1,16 @@
+"""Rule `scan`, see pipeline/jobs.py."""
+# ruff: noqa: F821  (Snakemake puts the name `snakemake` here)
+
+from pathlib import Path
+
+from pipeline import jobs
+
+jobs.scan(
+    snakemake.output.shards,
+    snakemake.output.unreadable,
+    Path(snakemake.config["results"], "shards"),
+    files=snakemake.params.files,
+    reading=snakemake.params.reading,
+    shard_size=snakemake.params.shard_size,
+    log=snakemake.log[0],
+)
