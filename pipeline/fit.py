@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pipeline import columns, likelihood, model, newton, quality, start, uncertainty
+from pipeline import columns, likelihood, model, moments, newton, quality, start, uncertainty
 
 #: Sides [pixel] to which images are padded.
 SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
@@ -100,7 +100,7 @@ def fit_image(data, mask, noise, shape, *, background, scale, uncertainty_kind, 
     wide = jnp.maximum(target, 0.3 * jnp.abs(source[2]) / jnp.sqrt(jnp.sum(image.used * image.noise**2) / jnp.maximum(n, 1.0)).astype(dtype))
     first = likelihood.to_free(jnp.concatenate([source, jnp.zeros(n_background, dtype), wide[None]]))
     state = newton.minimise(
-        evaluate=lambda free: likelihood.terms(free, image),
+        evaluate=lambda free: moments.terms(free, image),
         value=lambda free: likelihood.nll(likelihood.to_public(free), image),
         valid=lambda free: model.ellipticity(likelihood.to_public(free)) < 1.0,
         start=first,
@@ -110,7 +110,7 @@ def fit_image(data, mask, noise, shape, *, background, scale, uncertainty_kind, 
         max_steps=max_steps,
     )
     public = likelihood.to_public(state.free)
-    four = uncertainty.covariances(public, image, fit_scale)
+    four = uncertainty.covariances(public, state.terms, image, fit_scale)
     positive = jnp.all(jnp.isfinite(four.hessian))
     misfit = quality.misfit(public, image)
     outliers = quality.outlier_fraction(public, image)

@@ -313,9 +313,9 @@ def _tile_problem(cards: dict[str, str]) -> str:
     """Why a tile-compressed image cannot be what it claims: each tile is a row, and a plane must fit in memory."""
     if text(cards, "ZIMAGE") != "T":
         return ""
-    lengths = _axes(cards, "Z")
     _bitpix(cards, "Z")
-    sides = [_count(cards, f"ZTILE{i}", n if i == 1 else 1) for i, n in enumerate(lengths, 1)]
+    lengths = _axes(cards, "Z")
+    sides = _tile_sides(cards, lengths)
     if 0 in sides:
         return "its header promises compressed tiles without pixels"
     tiles = math.prod(-(-n // side) for n, side in zip(lengths, sides, strict=True))
@@ -326,6 +326,64 @@ def _tile_problem(cards: dict[str, str]) -> str:
     if max(math.prod(lengths[:2]), tile) > MAX_PLANE:
         return f"it is compressed and has planes of {lengths[0]} x {lengths[1]} pixels: decompress it first"
     return ""
+
+
+def _tile_sides(cards: dict[str, str], lengths: list[int]) -> list[int]:
+    return [_count(cards, f"ZTILE{i}", n if i == 1 else 1) for i, n in enumerate(lengths, 1)]
+
+
+def check_tiles(stream: IO[bytes], hdu: Hdu, start: int, stop: int) -> None:
+    """Look at the compressed tiles of planes ``start`` to ``stop - 1`` before they are decoded.
+
+    The library under fitsio takes memory without end for a gzip tile that ends too early.
+
+    Raises
+    ------
+    ValueError
+        A tile lies outside the file or is broken gzip.
+    """
+    cards, lengths = hdu.cards, axes(hdu)
+    sides = _tile_sides(cards, lengths)
+    shape = [-(-n // side) for n, side in zip(lengths, sides, strict=True)]
+    # Tiles are in the order of their pixels: the planes' first corners tell which rows of the table are theirs.
+    corners = np.unravel_index(np.arange(start, stop), lengths[:1:-1])
+    deep = [corner // side for corner, side in zip(corners, sides[:1:-1], strict=True)]
+    layers = np.ravel_multi_index(deep, shape[:1:-1]) if deep else np.zeros(1, int)
+    first, last = int(layers.min()) * shape[0] * shape[1], (int(layers.max()) + 1) * shape[0] * shape[1]
+    row_bytes = _count(cards, "NAXIS1")
+    stream.seek(hdu.data + first * row_bytes)
+    rows = np.frombuffer(stream.read((last - first) * row_bytes), np.uint8).reshape(-1, row_bytes)
+    heap = _count(cards, "THEAP", row_bytes * _count(cards, "NAXIS2"))
+    room = hdu.end - hdu.data - heap
+    limit = 8 * math.prod(map(min, lengths, sides))
+    offset = 0
+    for i in range(1, _count(cards, "TFIELDS", 0) + 1):
+        _repeat, letter, width = _form(cards, i)
+        cells = rows[:, offset : offset + width]
+        offset += width
+        if letter not in "PQ" or width == 0:
+            continue
+        size, at = cells.copy().view(">i4" if letter == "P" else ">i8").astype(np.int64).T
+        size *= _WIDTH.get(text(cards, f"TFORM{i}").lstrip("01")[1:2], 1)
+        if (size < 0).any() or (at < 0).any() or (size > room - at).any():
+            msg = "some of its compressed tiles lie outside the file"
+            raise ValueError(msg)
+        packed = text(cards, f"TTYPE{i}") == "GZIP_COMPRESSED_DATA" or text(cards, "ZCMPTYPE").startswith("GZIP")
+        for tile in np.flatnonzero(size * packed):
+            stream.seek(hdu.data + heap + int(at[tile]))
+            _check_gzip(stream.read(int(size[tile])), limit)
+
+
+def _check_gzip(packed: bytes, limit: int) -> None:
+    try:
+        decoder = zlib.decompressobj(wbits=47)  # gzip or zlib
+        decoder.decompress(packed, limit)
+        whole = decoder.eof
+    except zlib.error:
+        whole = False
+    if not whole:
+        msg = "some of its compressed tiles are broken"
+        raise ValueError(msg)
 
 
 def pixels(hdu: Hdu, column: str | None) -> Pixels:

@@ -338,13 +338,24 @@ def _tiles(layout: Layout, hdu: Hdu, pixels: Pixels, start: int, stop: int) -> n
         if long:
             section[long[-1]] = slice(section[long[-1]].start, section[long[-1]].start + last - first)
         sections.append((*section, slice(0, pixels.ny), slice(0, pixels.nx)))
+    with open(layout.path, "rb") as stream:
+        hdus.check_tiles(stream, hdu, start, stop)
+    parts = None
+    if not any(other.problem for other in layout.hdus):  # fitsio looks at them all, and some would crash it
+        parts = _tiles_by_fitsio(layout, hdu, sections)
+    if parts is None:
+        parts = _tiles_by_astropy(layout, hdu, sections)
+    return np.concatenate([part.reshape(-1, pixels.ny, pixels.nx) for part in parts])
+
+
+def _tiles_by_fitsio(layout: Layout, hdu: Hdu, sections: list) -> list[np.ndarray] | None:
+    """Tiles as stored, or None for what fitsio cannot decode: 64-bit integers, tiles that are not compressed, others."""
     try:
         image = _open_tiles(layout.path, os.stat(layout.path).st_mtime_ns)[hdu.number]
         image.ignore_scaling = True
-        parts = [image[section] for section in sections]
-    except OSError:
-        parts = _tiles_by_astropy(layout, hdu, sections)
-    return np.concatenate([part.reshape(-1, pixels.ny, pixels.nx) for part in parts])
+        return [image[section] for section in sections]
+    except (OSError, ValueError, TypeError, AttributeError, SystemError):  # it raises all of these for broken data
+        return None
 
 
 @lru_cache(maxsize=2)
@@ -357,7 +368,7 @@ def _open_tiles(path: str, mtime_ns: int) -> fitsio.FITS:
 
 
 def _tiles_by_astropy(layout: Layout, hdu: Hdu, sections: list) -> list[np.ndarray]:
-    """64-bit integers, tiles that are not compressed, files with other HDUs broken: this HDU alone, by astropy."""
+    """Tiles as stored, of this HDU alone: others may be broken."""
     with open(layout.path, "rb") as stream:
         stream.seek(hdu.header)
         alone = stream.read(hdu.end - hdu.header)

@@ -56,6 +56,18 @@ def to_free(public):
     return public.at[_SIGMA].set(jnp.log(public[_SIGMA])).at[-1].set(jnp.log(public[-1]))
 
 
+def public_derivatives(public, terms: Terms):
+    """Hessian and score products (q, q) in the public parameters from ``terms`` in the free vector.
+
+    With s = exp(l): d/ds = (1/s) d/dl and d2/ds2 = (1/s^2) (d2/dl2 - d/dl).
+    """
+    logs = jnp.zeros(public.shape[0], bool).at[_SIGMA].set(True).at[-1].set(True)
+    slope = jnp.where(logs, 1.0 / public, 1.0)
+    outer = slope[:, None] * slope[None, :]
+    bend = jnp.diag(jnp.where(logs, terms.gradient * slope * slope, 0.0))
+    return terms.hessian * outer - bend, terms.scores * outer
+
+
 def predict(public, image: Image):
     """Model image (ny, nx): Gaussian plus background, from the public parameter vector."""
     ny, nx = image.data.shape

@@ -30,20 +30,20 @@ class State(NamedTuple):
     n_steps: jax.Array
 
 
-def solve(matrix, vector, floor=None):
-    """Solve ``matrix @ s = vector`` for a symmetric matrix by unrolled LDL^T.
+def solve(matrix, right, floor=None):
+    """Solve ``matrix @ solution = right`` for a symmetric matrix by unrolled LDL^T.
 
     Parameters
     ----------
     matrix : array (p, p)
-    vector : array (p,)
+    right : array (p,) or (p, k)
     floor : array (p,), optional
         A pivot that is not positive is replaced by its magnitude, or by ``floor`` where that is larger: the step
         then goes downhill even where the matrix is indefinite (after Gill and Murray).
 
     Returns
     -------
-    solution : array (p,)
+    solution : array, the shape of ``right``
     positive : bool array ()
         Whether every pivot was positive as it came; where it is False and there is no floor, the solution means
         nothing.
@@ -53,23 +53,23 @@ def solve(matrix, vector, floor=None):
     Unrolled, so that under ``vmap`` each scalar operation runs over the whole batch; LAPACK would be called once a
     matrix.
     """
-    p = vector.shape[0]
-    lower = [[None] * p for _ in range(p)]
+    p = matrix.shape[0]
+    lower: dict[tuple[int, int], Any] = {}
     pivots: list[Any] = []
     y: list[Any] = []
     positive = jnp.asarray(True)
     for i in range(p):
+        scaled = {}
         for j in range(i):
-            lower[i][j] = (
-                matrix[i, j] - sum((lower[i][k] * lower[j][k] * pivots[k] for k in range(j)), start=0.0)
-            ) / pivots[j]
-        pivot = matrix[i, i] - sum((lower[i][k] ** 2 * pivots[k] for k in range(i)), start=0.0)
+            scaled[j] = matrix[i, j] - sum((scaled[k] * lower[j, k] for k in range(j)), start=0.0)
+            lower[i, j] = scaled[j] / pivots[j]
+        pivot = matrix[i, i] - sum((scaled[k] * lower[i, k] for k in range(i)), start=0.0)
         positive &= pivot > 0
         pivots.append(pivot if floor is None else jnp.where(pivot > 0, pivot, jnp.maximum(-pivot, floor[i])))
-        y.append(vector[i] - sum((lower[i][k] * y[k] for k in range(i)), start=0.0))
+        y.append(right[i] - sum((lower[i, k] * y[k] for k in range(i)), start=0.0))
     solution: list[Any] = [None] * p
     for i in reversed(range(p)):
-        solution[i] = y[i] / pivots[i] - sum((lower[k][i] * solution[k] for k in range(i + 1, p)), start=0.0)
+        solution[i] = y[i] / pivots[i] - sum((lower[k, i] * solution[k] for k in range(i + 1, p)), start=0.0)
     return jnp.stack(solution), positive
 
 
@@ -80,9 +80,9 @@ def inverse(matrix):
     """
     size = jnp.sqrt(jnp.diag(matrix))
     scaled = matrix / size[:, None] / size[None, :]
-    columns, positive = jax.vmap(solve, in_axes=(None, 1))(scaled, jnp.eye(len(size), dtype=matrix.dtype))
-    result = 0.5 * (columns + columns.T) / size[:, None] / size[None, :]
-    return jnp.where(jnp.all(positive), result, jnp.nan)
+    result, positive = solve(scaled, jnp.eye(len(size), dtype=matrix.dtype))
+    result = 0.5 * (result + result.T) / size[:, None] / size[None, :]
+    return jnp.where(positive, result, jnp.nan)
 
 
 def _hold(matrix, vector, free_mask):
@@ -136,9 +136,10 @@ def minimise(evaluate, value, valid, start, target, fit_scale, tolerance, max_st
         trial = state.free - move
         now = value(trial)
         # Rounding of the sum must not refuse the last steps.
-        slack = 16 * eps * jnp.abs(terms.nll)
+        slack = jnp.where(state.n_steps > 0, 16 * eps * jnp.abs(terms.nll), 0.0)
         accepted = valid(trial) & (now <= terms.nll + slack)
-        scale = jnp.where(accepted & ~state.latched, jnp.maximum(target, trial[-1] + jnp.log(SHRINK)), trial[-1])
+        shrunk = jnp.maximum(target, trial[-1] + jnp.log(SHRINK) * (state.n_steps > 0))
+        scale = jnp.where(accepted & ~state.latched, shrunk, trial[-1])
         free = jnp.where(accepted, trial.at[-1].set(scale), state.free)
         latched = state.latched | (free[-1] <= target)
         terms = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), evaluate(free), terms)
@@ -147,21 +148,22 @@ def minimise(evaluate, value, valid, start, target, fit_scale, tolerance, max_st
 
         free_mask = ~is_scale | (latched & fit_scale)
         hessian, gradient = _hold(terms.hessian, terms.gradient, free_mask)
-        newton, positive = solve(hessian, gradient)
-        spread = sum(
-            (solve(hessian, jnp.where(free_mask, terms.scores[:, i], 0.0))[0][i] * free_mask[i] for i in range(p)),
-            start=0.0,
-        )
-        decrement = 0.5 * jnp.dot(gradient, newton)
-        converged = latched & positive & (decrement <= tolerance * jnp.minimum(1.0, spread / n_free))
+        scores, _ = _hold(terms.scores, terms.gradient, free_mask)
+        solved, positive = solve(hessian, jnp.concatenate([gradient[:, None], scores], axis=1))
+        decrement = 0.5 * jnp.dot(gradient, solved[:, 0])
+        spread = jnp.trace(solved[:, 1:]) / n_free
+        converged = latched & positive & (decrement <= tolerance * jnp.minimum(1.0, spread))
         return State(free, terms, damping, latched, converged, state.n_steps + 1)
 
     def going(state: State):
         return ~state.converged & (state.n_steps < max_steps) & (state.damping < MOST_DAMPING)
 
+    # A step from nowhere to the start: the loop then holds the only copy of the evaluation, which compiles slowly.
+    shapes = jax.eval_shape(evaluate, start)
+    nowhere = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     first = State(
         free=start,
-        terms=evaluate(start),
+        terms=nowhere._replace(nll=jnp.full_like(nowhere.nll, jnp.inf), gauss_newton=jnp.eye(p, dtype=start.dtype)),
         damping=jnp.asarray(DAMPING, start.dtype),
         latched=start[-1] <= target,
         converged=jnp.asarray(False),

@@ -24,13 +24,15 @@ class Covariances(NamedTuple):
     hessian_matrix: jax.Array
 
 
-def covariances(public, image: likelihood.Image, fit_scale: bool) -> Covariances:
+def covariances(public, terms: likelihood.Terms, image: likelihood.Image, fit_scale: bool) -> Covariances:
     """The four covariances at a solution.
 
     Parameters
     ----------
     public : array (q,)
         Public parameters, the scale last, fitted or not.
+    terms : likelihood.Terms
+        Value and derivatives there, in the free vector.
     image : likelihood.Image
     fit_scale : bool
         Whether the scale is one of the p fitted parameters (p = q) or held (p = q - 1).
@@ -49,8 +51,10 @@ def covariances(public, image: likelihood.Image, fit_scale: bool) -> Covariances
     n = jnp.sum(used)
     scale = public[-1]
 
-    hessian_matrix = jax.hessian(likelihood.nll)(public, image)[:p, :p]
+    observed, scores = likelihood.public_derivatives(public, terms)
+    hessian_matrix = observed[:p, :p]
     hessian = inverse(hessian_matrix)
+    sandwich = hessian @ scores[:p, :p] @ hessian
 
     predicted = likelihood.predict(public, image)
     # The model does not depend on the scale.
@@ -63,10 +67,6 @@ def covariances(public, image: likelihood.Image, fit_scale: bool) -> Covariances
     chi = (1.0 - t * t) * inv / scale  # d nll / d scale
     # chi = (2 inv - 1) / scale, and d inv / d scale = 2 t^2 inv^2 / scale.
     chi_slope = (4.0 * t * t * inv * inv - (2.0 * inv - 1.0)) / (scale * scale)
-
-    score = jnp.concatenate([-psi[..., None] * slope, chi[..., None]], axis=-1)[..., :p] * used[..., None]
-    scores = jnp.einsum("yxi,yxj->ij", score, score)
-    sandwich = hessian @ scores @ hessian
 
     def with_scale(block, scale_variance):
         full = jnp.zeros((q, q), block.dtype).at[: q - 1, : q - 1].set(block).at[-1, -1].set(scale_variance)
