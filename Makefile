@@ -12,6 +12,10 @@ ifneq ($(filter-out $(GPU_BUILDS),$(JAX)),)
 $(error JAX=$(JAX) is not a GPU build of JAX; wanted one of: $(GPU_BUILDS), or nothing for the processor)
 endif
 
+ifneq ($(words $(CURDIR)),1)
+$(error the path "$(CURDIR)" has a space in it, and Snakemake starts no script under such a path; please move this folder)
+endif
+
 VENV = .venv/bin/python
 INSTALLED = .venv/installed$(JAX:%=-%)
 # What a run without further arguments has brought up to date.
@@ -42,7 +46,7 @@ test: $(INSTALLED)
 	$(VENV) -m snakefmt --check Snakefile workflow
 	$(VENV) -m mypy
 	$(VENV) docs/tables.py --check
-	$(VENV) -m pytest --numprocesses logical --maxprocesses 8 $(ARGS)
+	$(VENV) -m pytest --numprocesses logical --maxprocesses 8 --dist loadgroup $(ARGS)
 
 tables: .venv/installed
 	$(VENV) docs/tables.py
@@ -69,6 +73,6 @@ clean:
 	@touch $@
 
 .venv/installed-%: .venv/installed
-	@echo 'Installing JAX for $*: once, some gigabytes.'
+	@echo 'Installing JAX for $*: once, about 5 GB.'
 	@$(VENV) -m pip install --quiet --disable-pip-version-check --constraint requirements.txt 'jax[$*]'
 	@touch $@

@@ -17,7 +17,7 @@ include: "workflow/rules/common.smk"
 
 wildcard_constraints:
     index=r"\d+",
-    shard=r"[^/]+",
+    shard=r"[bf]-[0-9a-f-]+",
 
 
 rule all:

@@ -42,7 +42,9 @@ MAX_ELLIPTICITY = 0.98
 
 FLAGS = (
     Flag("NOT_CONVERGED", 0, "the fit stopped before its tolerance was met; parameters are where it stopped"),
-    Flag("HESSIAN_NOT_POSITIVE", 1, "the Hessian at the solution is not positive definite; hessian and sandwich are NaN"),
+    Flag(
+        "HESSIAN_NOT_POSITIVE", 1, "the Hessian at the solution is not positive definite; hessian and sandwich are NaN"
+    ),
     Flag("NEAR_EDGE", 2, "the centre is outside the image or within sigma_major of its edge"),
     Flag("ROUND", 3, f"ellipticity is below {ROUND_ERRORS:g} of its standard errors: theta is undefined"),
     Flag("TOO_FEW_PIXELS", 4, "fewer used pixels than twice the number of fitted parameters: not fitted"),
@@ -124,7 +126,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("x0_start", "f8", "pix", "x0 where the fit began; a background plane is about it", "quality"),
     Column("y0_start", "f8", "pix", "y0 where the fit began; a background plane is about it", "quality"),
     Column("nll", "f8", "", "negative log-likelihood at the solution, summed over used pixels", "quality"),
-    Column("n_steps", "i8", "", "steps of the minimiser, rejected ones included", "quality"),
+    Column("n_steps", "i8", "", "steps of the minimiser, the first evaluation and refused steps included", "quality"),
     Column("n_pixels", "i8", "", "pixels used", "quality"),
     Column("snr", "f8", "", "|amp| / amp_err", "quality"),
     Column("outlier_fraction", "f8", "", "share of used pixels with |residual| > 10 half-widths", "quality"),
@@ -144,7 +146,9 @@ REJECTED: tuple[Column, ...] = (
 
 #: The truth of simulated images: identity, then the parameters and what is derived from them.
 TRUTH: tuple[Column, ...] = tuple(
-    c for c in COLUMNS if c.group == "identity" or (c.name in (*PARAMETERS, *DERIVED) and c.group in ("fitted", "derived"))
+    c
+    for c in COLUMNS
+    if c.group == "identity" or (c.name in (*PARAMETERS, *DERIVED) and c.group in ("fitted", "derived"))
 )
 
 
@@ -163,6 +167,4 @@ def decode_flags(flags: int) -> list[str]:
 def empty_rows(count: int, columns: tuple[Column, ...] = COLUMNS) -> dict[str, np.ndarray]:
     """``count`` rows as a dict of columns: NaN in floating-point columns, 0 in integer ones, ``b""`` in text."""
     fill = {"f": np.nan, "i": 0, "S": b""}
-    return {
-        c.name: np.full(count, fill[c.dtype[0]], dtype=object if c.dtype == "S" else c.dtype) for c in columns
-    }
+    return {c.name: np.full(count, fill[c.dtype[0]], dtype=object if c.dtype == "S" else c.dtype) for c in columns}

@@ -17,8 +17,9 @@ from pipeline import columns, likelihood, model, moments, newton, quality, start
 
 #: Sides [pixel] to which images are padded.
 SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
-BATCH_PIXELS = 1 << 16  # pixels in a batch, about: large enough to fill the vector units, small enough for the cache
+BATCH_PIXELS = 1 << 16  # pixels in a batch, about
 MAX_BATCH = 64
+WIDE_START = 0.3  # of the peak: the scale from which the continuation begins
 
 
 class FitResult(NamedTuple):
@@ -85,7 +86,7 @@ def fit_image(data, mask, noise, shape, *, background, scale, uncertainty_kind, 
     mean_deviation = jnp.sum(used * jnp.abs(data - offset)) / jnp.maximum(n, 1.0)
     spread = jnp.where(spread > 0, spread, jnp.where(mean_deviation > 0, mean_deviation, 1.0))
     unit = jnp.ldexp(jnp.asarray(1.0, data.dtype), jnp.frexp(spread)[1])
-    noise_unit = 1.0 if noise is None else unit
+    scale_unit = unit if noise is None else jnp.ones_like(unit)  # with a noise map the scale has no unit
     noise = jnp.ones_like(data) if noise is None else jnp.where(good, noise / unit, 1.0)
     image = likelihood.Image(
         data=(jnp.where(good, data - offset, 0.0) / unit).astype(dtype),
@@ -96,8 +97,9 @@ def fit_image(data, mask, noise, shape, *, background, scale, uncertainty_kind, 
 
     source, first_scale = start.guess(image)
     image = image._replace(origin=source[:2])
-    target = first_scale if fit_scale else (jnp.asarray(scale, dtype) * noise_unit / unit).astype(dtype)
-    wide = jnp.maximum(target, 0.3 * jnp.abs(source[2]) / jnp.sqrt(jnp.sum(image.used * image.noise**2) / jnp.maximum(n, 1.0)).astype(dtype))
+    target = first_scale if fit_scale else (scale / scale_unit).astype(dtype)
+    typical_noise = jnp.sqrt(jnp.sum(image.used * image.noise**2) / jnp.maximum(jnp.sum(image.used), 1.0))
+    wide = jnp.maximum(target, WIDE_START * jnp.abs(source[2]) / typical_noise)
     first = likelihood.to_free(jnp.concatenate([source, jnp.zeros(n_background, dtype), wide[None]]))
     state = newton.minimise(
         evaluate=lambda free: moments.terms(free, image),
@@ -107,7 +109,7 @@ def fit_image(data, mask, noise, shape, *, background, scale, uncertainty_kind, 
         target=jnp.log(target),
         fit_scale=fit_scale,
         tolerance=tolerance,
-        max_steps=max_steps,
+        max_steps=jnp.where(enough, max_steps, 0),
     )
     public = likelihood.to_public(state.free)
     four = uncertainty.covariances(public, state.terms, image, fit_scale)
@@ -116,9 +118,9 @@ def fit_image(data, mask, noise, shape, *, background, scale, uncertainty_kind, 
     outliers = quality.outlier_fraction(public, image)
 
     # Back to the image's own units; everything is linear in them.
-    unit, offset = unit.astype(dtype), offset.astype(dtype)
+    unit, scale_unit, offset = unit.astype(dtype), scale_unit.astype(dtype), offset.astype(dtype)
     size = jnp.ones(p + (not fit_scale), dtype).at[2].set(unit).at[6 : 6 + n_background].set(unit)
-    size = size.at[-1].set(unit / jnp.asarray(noise_unit, dtype))
+    size = size.at[-1].set(scale_unit)
     public = public * size
     if n_background:
         public = public.at[6].add(offset)
@@ -138,7 +140,7 @@ def fit_image(data, mask, noise, shape, *, background, scale, uncertainty_kind, 
         derived=derived,
         derived_err=derived_err,
         origin=image.origin + nan,
-        nll=state.terms.nll + n.astype(dtype) * jnp.log(unit / jnp.asarray(noise_unit, dtype)) + nan,
+        nll=state.terms.nll + n.astype(dtype) * jnp.log(unit) + nan,
         n_steps=jnp.where(enough, state.n_steps, 0),
         n_pixels=n.astype(int),
         snr=jnp.abs(public[2]) / errors[2],
@@ -151,11 +153,16 @@ def fit_image(data, mask, noise, shape, *, background, scale, uncertainty_kind, 
 
 @functools.cache
 def _program(with_noise: bool, **settings):
-    """The compiled fit of a batch of images."""
-    one = functools.partial(fit_image, **settings)
-    if with_noise:
-        return jax.jit(jax.vmap(one))
-    return jax.jit(jax.vmap(lambda data, mask, shape: one(data, mask, None, shape)))
+    """The compiled fit of a batch of images: (data, mask, shape) or (data, mask, noise, shape), leading axis B."""
+
+    def one(data, mask, *rest):
+        *noise, shape = rest
+        return fit_image(data, mask, noise[0] if with_noise else None, shape, **settings)
+
+    # On a CPU one image after the other: vectors are filled by its pixels, no image waits for the slowest of a batch,
+    # and a row's bits cannot depend on its place. An accelerator needs the whole batch at once.
+    lanes = None if jax.default_backend() == "cpu" else MAX_BATCH
+    return jax.jit(lambda *batch: jax.lax.map(lambda image: one(*image), batch, batch_size=lanes))
 
 
 def padded_side(size: int) -> int:
@@ -167,8 +174,16 @@ def padded_side(size: int) -> int:
 
 
 def fit_stack(
-    data, mask=None, noise_map=None, *, background="constant", scale="fit", uncertainty="pooled",
-    precision="float64", tolerance=1e-6, max_steps=100,
+    data,
+    mask=None,
+    noise_map=None,
+    *,
+    background="constant",
+    scale="fit",
+    uncertainty="pooled",
+    precision="float64",
+    tolerance=1e-6,
+    max_steps=100,
 ) -> FitResult:
     """Fit a 2-D Gaussian to each image of a stack by maximum Cauchy likelihood.
 
@@ -206,7 +221,11 @@ def fit_stack(
     batch = max(1, min(MAX_BATCH, BATCH_PIXELS // (sides[0] * sides[1])))
     program = _program(
         noise_map is not None,
-        background=background, scale=scale, uncertainty_kind=uncertainty, dtype=precision, tolerance=tolerance,
+        background=background,
+        scale=scale,
+        uncertainty_kind=uncertainty,
+        dtype=precision,
+        tolerance=tolerance,
         max_steps=max_steps,
     )
     shapes = np.broadcast_to(np.array([ny, nx]), (batch, 2))
@@ -248,16 +267,19 @@ def fit_rows(data, mask=None, noise_map=None, **settings) -> tuple[dict[str, np.
     result = fit_stack(data, mask, noise_map, **settings)
     background, scale = settings.get("background", "constant"), settings.get("scale", "fit")
     names = columns.parameter_names(background, scale)
-    rows = {c.name: v for c, v in zip(columns.COLUMNS, columns.empty_rows(len(data)).values(), strict=True)
-            if c.group in ("fitted", "derived", "quality")}
+    rows = {
+        c.name: v
+        for c, v in zip(columns.COLUMNS, columns.empty_rows(len(data)).values(), strict=True)
+        if c.group in ("fitted", "derived", "quality")
+    }
     for held, value in (("background", background), ("scale", scale)):
         if not isinstance(value, str):
             rows[held][:] = value
     for i, name in enumerate(names):
-        rows[name], rows[f"{name}_err"] = result.params[:, i], result.errors[:, i]
+        rows[name], rows[f"{name}_err"] = np.asarray(result.params[:, i]), np.asarray(result.errors[:, i])
     for i, name in enumerate(columns.DERIVED):
-        rows[name], rows[f"{name}_err"] = result.derived[:, i], result.derived_err[:, i]
+        rows[name], rows[f"{name}_err"] = np.asarray(result.derived[:, i]), np.asarray(result.derived_err[:, i])
     for name in ("nll", "n_steps", "n_pixels", "snr", "outlier_fraction", "misfit", "condition", "flags"):
-        rows[name] = getattr(result, name)
-    rows["x0_start"], rows["y0_start"] = result.origin[:, 0], result.origin[:, 1]
-    return rows, dict(zip(columns.COVARIANCES, result.covariances, strict=True))
+        rows[name] = np.asarray(getattr(result, name))
+    rows["x0_start"], rows["y0_start"] = np.asarray(result.origin).T
+    return rows, dict(zip(columns.COVARIANCES, map(np.asarray, result.covariances), strict=True))

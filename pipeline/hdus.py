@@ -97,10 +97,10 @@ def status(file: str) -> os.stat_result:
 
 
 def unreadable(error: Exception) -> str:
-    """Sentence for an error of the operating system."""
+    """Sentence for an error of the operating system, or lack of memory."""
     if isinstance(error, PermissionError):
         return "no permission to read it"
-    return f"it cannot be read: {getattr(error, 'strerror', None) or error}"
+    return f"it cannot be read: {getattr(error, 'strerror', None) or str(error) or 'not enough memory'}"
 
 
 def layout(file: str) -> Layout:
@@ -314,6 +314,8 @@ def _tile_problem(cards: dict[str, str]) -> str:
     if text(cards, "ZIMAGE") != "T":
         return ""
     _bitpix(cards, "Z")
+    for i in range(1, _count(cards, "TFIELDS") + 1):
+        _form(cards, i)
     lengths = _axes(cards, "Z")
     sides = _tile_sides(cards, lengths)
     if 0 in sides:
@@ -343,13 +345,15 @@ def check_tiles(stream: IO[bytes], hdu: Hdu, start: int, stop: int) -> None:
         A tile lies outside the file or is broken gzip.
     """
     cards, lengths = hdu.cards, axes(hdu)
-    sides = _tile_sides(cards, lengths)
+    sides = [*_tile_sides(cards, lengths), 1]
+    lengths.append(1)  # with a third axis there is one rule for all
     shape = [-(-n // side) for n, side in zip(lengths, sides, strict=True)]
-    # Tiles are in the order of their pixels: the planes' first corners tell which rows of the table are theirs.
+    # Tiles are in the order of their pixels: the corners of the planes tell which rows of the table are theirs.
     corners = np.unravel_index(np.arange(start, stop), lengths[:1:-1])
     deep = [corner // side for corner, side in zip(corners, sides[:1:-1], strict=True)]
-    layers = np.ravel_multi_index(deep, shape[:1:-1]) if deep else np.zeros(1, int)
-    first, last = int(layers.min()) * shape[0] * shape[1], (int(layers.max()) + 1) * shape[0] * shape[1]
+    layers = np.ravel_multi_index(deep, shape[:1:-1])
+    layer = shape[0] * shape[1]
+    first, last = int(layers.min()) * layer, int(layers.max() + 1) * layer
     row_bytes = _count(cards, "NAXIS1")
     stream.seek(hdu.data + first * row_bytes)
     rows = np.frombuffer(stream.read((last - first) * row_bytes), np.uint8).reshape(-1, row_bytes)
@@ -361,9 +365,9 @@ def check_tiles(stream: IO[bytes], hdu: Hdu, start: int, stop: int) -> None:
         _repeat, letter, width = _form(cards, i)
         cells = rows[:, offset : offset + width]
         offset += width
-        if letter not in "PQ" or width == 0:
+        if letter not in "PQ":
             continue
-        size, at = cells.copy().view(">i4" if letter == "P" else ">i8").astype(np.int64).T
+        size, at = cells.copy().view(">i4" if letter == "P" else ">i8").astype(np.int64).reshape(-1, 2).T
         size *= _WIDTH.get(text(cards, f"TFORM{i}").lstrip("01")[1:2], 1)
         if (size < 0).any() or (at < 0).any() or (size > room - at).any():
             msg = "some of its compressed tiles lie outside the file"
@@ -377,7 +381,7 @@ def check_tiles(stream: IO[bytes], hdu: Hdu, start: int, stop: int) -> None:
 def _check_gzip(packed: bytes, limit: int) -> None:
     try:
         decoder = zlib.decompressobj(wbits=47)  # gzip or zlib
-        decoder.decompress(packed, limit)
+        decoder.decompress(packed, limit + 1)
         whole = decoder.eof
     except zlib.error:
         whole = False

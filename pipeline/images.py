@@ -26,6 +26,9 @@ from astropy.io import fits
 from pipeline import hdus
 from pipeline.hdus import Hdu, Layout, Pixels
 
+#: What reading a file may raise; of memory, because one image may be too large where the next is not.
+_TROUBLE = (ValueError, OSError, MemoryError)
+
 _SUFFIXES = re.compile(r"\.(fits|fit|fts)(\.(gz|bz2|fz))?$", re.IGNORECASE)
 
 
@@ -144,10 +147,11 @@ def companions(file: str, *, mask: Any = None, uncertainty: Any = None, **_: Any
 
 def _companions(file: str, pattern: str) -> list[str]:
     """The one path that the pattern names if it exists, else all that match."""
-    stem = _SUFFIXES.sub("", os.path.basename(file))
-    path = os.path.expanduser(pattern.replace("{stem}", stem))
-    matches = glob.glob(os.path.expanduser(pattern.replace("{stem}", glob.escape(stem))), recursive=True)
-    return [path] if os.path.lexists(path) else sorted(matches) or [path]
+    pattern, stem = os.path.expanduser(pattern), _SUFFIXES.sub("", os.path.basename(file))
+    path = pattern.replace("{stem}", stem)
+    if os.path.lexists(path):
+        return [path]
+    return sorted(glob.glob(pattern.replace("{stem}", glob.escape(stem)), recursive=True)) or [path]
 
 
 def _stamp(file: str, maps: dict[str, Any]) -> tuple[int, int]:
@@ -185,8 +189,8 @@ def scan_file(
     try:
         size, mtime_ns = _stamp(file, maps)
         chosen, rejected = _chosen(file, hdus.layout(file).hdus, hdu)
-    except ValueError as error:
-        return [], [_whole(file, str(error))]
+    except _TROUBLE as error:
+        return [], [_whole(file, _words(error))]
     blocks, others = [], []
     for found in chosen:
         label = f"HDU {found.number}" + (f" ({hdus.name(found)})" if found.number and hdus.name(found) else "")
@@ -207,6 +211,10 @@ def scan_file(
         hint = " (images.column reads images from tables)" if column is None and any(map(hdus.is_table, chosen)) else ""
         rejected.append(_whole(file, f"no image in it: {hdus.few([other.reason for other in others])}{hint}"))
     return blocks, sorted(rejected)
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) else hdus.unreadable(error)
 
 
 def _whole(file: str, reason: str, hdu: int = -1) -> Rejected:
@@ -289,15 +297,16 @@ def read_planes(
         hdu = layout.hdus[block.hdu]
         pixels = hdus.pixels(hdu, column)
         data, unusable = _physical(_stored(layout, hdu, pixels, start, stop), pixels)
-    except (ValueError, OSError) as error:
-        msg = f"{block.file}: HDU {block.hdu}: {error}"
+    except _TROUBLE as error:
+        msg = f"{block.file}: HDU {block.hdu}: {_words(error)}"
         raise ValueError(msg) from error
     if masks is not None:
         unusable |= _mask(*_read_map(block, hdu, pixels.planes, start, stop, masks), masks.bits)
     noise = None
     if maps is not None:
         values, _unused = _physical(*_read_map(block, hdu, pixels.planes, start, stop, maps))
-        noise = np.broadcast_to(_sigma(values.astype(float), maps.kind), data.shape).astype(data.dtype)
+        with np.errstate(over="ignore"):
+            noise = np.broadcast_to(_sigma(values.astype(float), maps.kind), data.shape).astype(data.dtype)
         useless = ~(np.isfinite(noise) & (noise > 0))  # after the conversion, which may overflow or underflow
         noise[useless] = 1
         unusable |= useless
@@ -308,7 +317,7 @@ def _stored(layout: Layout, hdu: Hdu, pixels: Pixels, start: int, stop: int) -> 
     """Planes as stored: ``(n, ny, nx)``, neither scaled nor in native byte order."""
     if hdu.problem:
         raise ValueError(hdu.problem)
-    if not 0 <= start <= stop <= pixels.planes:
+    if not 0 <= start < stop <= pixels.planes:
         msg = f"it has {pixels.planes} planes, wanted {start} to {stop - 1}"
         raise ValueError(msg)
     if hdus.is_tiled(hdu):
@@ -345,11 +354,14 @@ def _tiles(layout: Layout, hdu: Hdu, pixels: Pixels, start: int, stop: int) -> n
         parts = _tiles_by_fitsio(layout, hdu, sections)
     if parts is None:
         parts = _tiles_by_astropy(layout, hdu, sections)
+    if sum(part.size for part in parts) != (stop - start) * pixels.ny * pixels.nx:
+        msg = "its compressed pixels are not as many as its header promises"
+        raise ValueError(msg)
     return np.concatenate([part.reshape(-1, pixels.ny, pixels.nx) for part in parts])
 
 
 def _tiles_by_fitsio(layout: Layout, hdu: Hdu, sections: list) -> list[np.ndarray] | None:
-    """Tiles as stored, or None for what fitsio cannot decode: 64-bit integers, tiles that are not compressed, others."""
+    """Tiles as stored, or None for what fitsio cannot decode, as 64-bit integers and tiles that are not compressed."""
     try:
         image = _open_tiles(layout.path, os.stat(layout.path).st_mtime_ns)[hdu.number]
         image.ignore_scaling = True
@@ -398,8 +410,9 @@ def _physical(stored: np.ndarray, pixels: Pixels) -> tuple[np.ndarray, np.ndarra
     else:
         data = stored.astype(np.float32 if narrow else np.float64)
         if scaled:
-            data *= scale
-            data += zero
+            with np.errstate(over="ignore", invalid="ignore"):
+                data *= scale
+                data += zero
     missing = ~np.isfinite(data)
     if pixels.blank is not None:
         missing |= stored == pixels.blank
@@ -439,8 +452,8 @@ def _read_map(block: Block, of: Hdu, planes: int, start: int, stop: int, wanted:
             msg = f"HDU {hdu.number} is {got}, wanted 1 or {planes} x {block.ny} x {block.nx} as in {block.file}"
             raise ValueError(msg)
         return _stored(layout, hdu, pixels, *((0, 1) if pixels.planes == 1 else (start, stop))), pixels
-    except (ValueError, OSError) as error:
-        msg = f"{files[0]}: {error}"
+    except _TROUBLE as error:
+        msg = f"{files[0]}: {_words(error)}"
         raise ValueError(msg) from error
 
 
@@ -508,8 +521,8 @@ def read_header(file: str, hdu: int) -> fits.Header:
         with open(layout.path, "rb") as stream:
             stream.seek(found.header)
             raw = stream.read(found.data - found.header).decode("latin-1")
-    except (ValueError, OSError) as error:
-        msg = f"{file}: {error}"
+    except _TROUBLE as error:
+        msg = f"{file}: {_words(error)}"
         raise ValueError(msg) from error
     text = re.sub(r"[^ -~]", "?", raw)
     cards: Iterator[str] = (text[first : first + 80].ljust(80) for first in range(0, len(text), 80))
@@ -522,7 +535,7 @@ def read_header(file: str, hdu: int) -> fits.Header:
 #: Cards that need no second look: texts, and values in their usual form.
 _PLAIN_CARD = re.compile(
     r"(COMMENT |HISTORY | {8})|"
-    r"[A-Z0-9_-]{1,8} *(?<=^.{8})= *('([^']|'')*'|[-+]?\d+(\.\d*)?([ED][-+]?\d+)?|[TF])? *(/.*)?$"
+    r"[A-Z0-9_-]{1,8} *(?<=^.{8})= +('([^']|'')*'|[-+]?\d+(\.\d*)?([ED][-+]?\d+)?|[TF])? *(/.*)?$"
 )
 
 #: Keywords of the table that holds a tile-compressed image.
@@ -543,6 +556,8 @@ def _untiled(cards: Iterator[str]) -> Iterator[str]:
 
 def _mended(card: str) -> str:
     """The card if astropy can parse it without complaint, else one with its value as text, else a comment."""
+    if card[8] == "=":
+        card = f"{card[:8]}= {card[9:].strip()}".ljust(80)[:80]
     parsed = fits.Card.fromstring(card)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

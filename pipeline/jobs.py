@@ -5,7 +5,6 @@ import hashlib
 import json
 import platform
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -66,14 +65,7 @@ def simulate(
 
 
 def scan(
-    shards: str,
-    unreadable: str,
-    manifests: str | Path,
-    *,
-    files: list[str],
-    reading: Mapping[str, Any],
-    shard_size: int,
-    log: str,
+    shards: str, manifests: str | Path, *, files: list[str], reading: Mapping[str, Any], shard_size: int, log: str
 ) -> None:
     """List the images and divide them into shards.
 
@@ -81,8 +73,6 @@ def scan(
     ----------
     shards : path
         Written: the names of the shards in the order of the catalogue, one a line.
-    unreadable : path
-        Written: what gives no image, a JSON list of `images.Rejected`.
     manifests : path
         Folder of the manifests, one a shard; one whose bytes stay the same is not touched.
     files : list of str
@@ -91,6 +81,11 @@ def scan(
         ``hdu, column, mask, uncertainty`` of the config.
     shard_size : int
         Images a shard, about.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing at all under the names given, not even something to reject.
     """
     runtime.start_log(log)
     found, rejected = list_files(files)
@@ -101,15 +96,15 @@ def scan(
         blocks += its_blocks
         rejected += its_rejected
         tell(number + 1)
-    assigned = assign(blocks, shard_size)
-    write_manifests(assigned, manifests)
-    with replacing(unreadable) as temporary:
-        temporary.write_text(json.dumps(rejected, indent=1))
+    names = write_manifests(manifests, assign(blocks, shard_size, rejected))
+    if not names:
+        msg = f"images.files: nothing found under {', '.join(files)}, wanted FITS files"
+        raise ValueError(msg)
     # Last, so that after a kill the list is only there if all manifests are.
     with replacing(shards) as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in assigned))
+        temporary.write_text("".join(f"{name}\n" for name in names))
     images = sum(block.stop - block.start for block in blocks)
-    runtime.LOG.info("%d images in %d files, %d shards; %d rejected", images, len(found), len(assigned), len(rejected))
+    runtime.LOG.info("%d images in %d files, %d shards; %d rejected", images, len(found), len(names), len(rejected))
 
 
 def fit(
@@ -143,10 +138,12 @@ def fit(
     from pipeline.fit import fit_rows  # here, because what imports jax must come after start_jax
 
     began = time.monotonic()
-    blocks = read_manifest(manifest)
+    blocks, rejected = read_manifest(manifest)
     parameters = parameter_names(fit["background"], fit["scale"])
-    rows, covariances, positions = [empty_rows(0)], [_no_covariances(parameters)], [np.empty(0, np.int64)]
-    rejected: list[Rejected] = []
+    # A shard may hold nothing but files that give no image.
+    rows = [empty_rows(0)]
+    covariances = [{kind: np.empty((0, len(parameters), len(parameters))) for kind in COVARIANCES}]
+    positions = [np.empty(0, np.int64)]
     units: set[str] = set()
     pixels = hashlib.blake2b(digest_size=16)
     tell = _progress(sum(block.stop - block.start for block in blocks), "images fitted")
@@ -160,7 +157,7 @@ def fit(
         positions += [piece.position + np.arange(len(piece.stack.data)) for piece in pieces]
         for array in stack:
             pixels.update(b"" if array is None else array.tobytes())
-        tell(sum(map(len, positions)) + len(rejected))
+        tell(sum(map(len, positions)))
     # Images of several sizes are fitted size by size; the catalogue has them in the order of the manifest.
     order = np.argsort(np.concatenate(positions))
     write_part(
@@ -190,13 +187,12 @@ def catalogue(
     *,
     parts: Sequence[str],
     origins: Sequence[str],
-    unreadable: str,
     stacks: Sequence[str],
     truths: Sequence[str],
     config: Mapping[str, Any],
     log: str,
 ) -> None:
-    """Merge the parts, in the order given, with what gave no image and, where simulated, the truth.
+    """Merge the parts, in the order given, and where simulated the truth.
 
     Parameters
     ----------
@@ -204,27 +200,19 @@ def catalogue(
         Written: the catalogue.
     parts, origins : sequences of paths
         What `fit` wrote, by shard.
-    unreadable : path
-        What `scan` wrote.
     stacks, truths : sequences of paths
         What `simulate` wrote; empty for the user's own images.
     config : dict
         The whole config, kept in the provenance.
     """
     runtime.start_log(log)
-    parameters = parameter_names(config["fit"]["background"], config["fit"]["scale"])
-    rejected = json.loads(Path(unreadable).read_text())
-    with tempfile.TemporaryDirectory() as folder:
-        # A part like any other, without rows.
-        last = Path(folder, "unreadable.h5")
-        write_part(last, empty_rows(0), _no_covariances(parameters), parameters, map(tuple, rejected), "")
-        merge(
-            [*parts, last],
-            path,
-            truth=_truth(stacks, truths) if truths else None,
-            provenance=_provenance(origins, config),
-            image_units={"scale": ""} if config["images"]["uncertainty"] is not None else {},
-        )
+    merge(
+        parts,
+        path,
+        truth=_truth(stacks, truths) if truths else None,
+        provenance=_provenance(origins, config),
+        image_units={"scale": ""} if config["images"]["uncertainty"] is not None else {},
+    )
 
 
 def report(
@@ -335,10 +323,6 @@ def _unit(header: fits.Header, column: str | None) -> str:
 # ---- what a catalogue tells beside its rows -------------------------------------------------------------------------
 
 
-def _no_covariances(parameters: Sequence[str]) -> dict[str, np.ndarray]:
-    return {kind: np.empty((0, len(parameters), len(parameters))) for kind in COVARIANCES}
-
-
 def _truth(stacks: Sequence[str], truths: Sequence[str]) -> dict[str, np.ndarray]:
     """The truth of all simulated images, with the ``image_id`` that they have in the catalogue."""
     tables = []
@@ -356,17 +340,18 @@ def _facts(origins: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _provenance(origins: Sequence[str], config: Mapping[str, Any]) -> dict[str, str]:
-    """Config, versions, device and inputs as YAML texts; where shards differ in version or device, all there were."""
+    """Config, versions, device and inputs as texts; where shards differ in version or device, all there were."""
     facts = _facts(origins)
     versions = {name: {fact["versions"][name] for fact in facts.values()} for name in _versions()}
     inputs = {shard: {key: fact[key] for key in ("images", "manifest", "pixels")} for shard, fact in facts.items()}
-    texts = {
-        "config": dict(config),
-        "versions": {name: ", ".join(sorted(found)) for name, found in versions.items()},
+    return {
+        "config": yaml.safe_dump(dict(config), sort_keys=False),
+        "versions": yaml.safe_dump(
+            {name: ", ".join(sorted(found)) for name, found in versions.items()}, sort_keys=False
+        ),
         "device": ", ".join(sorted({fact["device"] for fact in facts.values()})),
-        "inputs": inputs,
+        "inputs": yaml.safe_dump(inputs, sort_keys=False),
     }
-    return {name: yaml.safe_dump(text, sort_keys=False) for name, text in texts.items()}
 
 
 def _versions() -> dict[str, str]:
@@ -381,7 +366,7 @@ def _progress(total: int, what: str) -> Callable[[int], None]:
     def tell(done: int) -> None:
         nonlocal latest
         now = time.monotonic()
-        if now - latest < PROGRESS_SECONDS:
+        if now - latest < PROGRESS_SECONDS or done == total:
             return
         latest = now
         rate = done / (now - began)

@@ -89,9 +89,7 @@ def terms(free, image: likelihood.Image) -> likelihood.Terms:
         """Moments of weight maps (ny, nx): one (6, 6) matrix of monomials times monomials each."""
         return [(y_powers.T @ (w @ x_powers))[_ROW, _COLUMN] for w in maps]
 
-    first, *fours = moments(
-        psi * shape, *(w * shape * shape for w in (curvature, weight, psi * psi))
-    )
+    first, *fours = moments(psi * shape, *(w * shape * shape for w in (curvature, weight, psi * psi)))
     slopes, curvatures = _log_slopes(sigma, rho, diff)
     up, down = slopes[:2] * amp, slopes[2:] * amp
     source = jnp.concatenate([up, jnp.eye(1, 6, dtype=dtype), down])  # d m = E * source . monomials

@@ -59,7 +59,7 @@ def solve(matrix, right, floor=None):
     y: list[Any] = []
     positive = jnp.asarray(True)
     for i in range(p):
-        scaled = {}
+        scaled: dict[int, Any] = {}
         for j in range(i):
             scaled[j] = matrix[i, j] - sum((scaled[k] * lower[j, k] for k in range(j)), start=0.0)
             lower[i, j] = scaled[j] / pivots[j]
@@ -138,7 +138,7 @@ def minimise(evaluate, value, valid, start, target, fit_scale, tolerance, max_st
         # Rounding of the sum must not refuse the last steps.
         slack = jnp.where(state.n_steps > 0, 16 * eps * jnp.abs(terms.nll), 0.0)
         accepted = valid(trial) & (now <= terms.nll + slack)
-        shrunk = jnp.maximum(target, trial[-1] + jnp.log(SHRINK) * (state.n_steps > 0))
+        shrunk = jnp.maximum(target, trial[-1] + jnp.where(state.n_steps > 0, jnp.log(SHRINK), 0.0))
         scale = jnp.where(accepted & ~state.latched, shrunk, trial[-1])
         free = jnp.where(accepted, trial.at[-1].set(scale), state.free)
         latched = state.latched | (free[-1] <= target)

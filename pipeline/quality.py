@@ -10,7 +10,7 @@ OUTLIER = 10.0  # half-widths
 def outlier_fraction(public, image: likelihood.Image):
     """Share of the used pixels with |residual| > 10 half-widths (6 % for Cauchy noise, none for Gaussian)."""
     t = (image.data - likelihood.predict(public, image)) / (public[-1] * image.noise)
-    return jnp.sum(image.used * (jnp.abs(t) > OUTLIER)) / jnp.sum(image.used)
+    return jnp.sum(jnp.where(jnp.abs(t) > OUTLIER, image.used, 0.0)) / jnp.sum(image.used)
 
 
 def misfit(public, image: likelihood.Image):
@@ -52,7 +52,7 @@ def flags(public, errors, ellipticity_error, image, shape, converged, positive, 
     x0, y0, amp, sigma = (public[i] for i in range(4))
     e = model.ellipticity(public[:6])
     major = sigma / jnp.sqrt(1.0 - e)
-    ny, nx = shape[0], shape[1]
+    ny, nx = shape[0].astype(x0.dtype), shape[1].astype(x0.dtype)
     edge = jnp.minimum(jnp.minimum(x0 + 0.5, nx - 0.5 - x0), jnp.minimum(y0 + 0.5, ny - 0.5 - y0))
     row = jnp.clip(jnp.nan_to_num(jnp.round(y0)), 0, image.data.shape[0] - 1).astype(int)
     column = jnp.clip(jnp.nan_to_num(jnp.round(x0)), 0, image.data.shape[1] - 1).astype(int)

@@ -17,7 +17,7 @@ def start_log(path: str | Path) -> None:
     path : path
         The rule's log file, written anew.
     """
-    file = logging.FileHandler(path, mode="w", encoding="utf-8")
+    file = logging.FileHandler(path, mode="w", encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     terminal = logging.StreamHandler()
     terminal.setFormatter(logging.Formatter(f"{Path(path).stem}: %(message)s"))
@@ -70,7 +70,7 @@ def start_jax(*, threads: int, gpu: int, cache: str | Path) -> str:
             "is a JAX for GPUs installed (make run JAX=cuda12), and does nvidia-smi list the device?"
         )
         raise RuntimeError(msg)
-    LOG.info("JAX %s on %s, %d thread(s)", jax.__version__, device.device_kind, threads)
+    LOG.debug("JAX %s on %s, %d thread(s)", jax.__version__, device.device_kind, threads)
     return str(device.device_kind)
 
 

@@ -31,7 +31,7 @@ def quantile(values, used, probability):
     def halve(_, ends):
         low, high = ends
         middle = 0.5 * (low + high)
-        below = jnp.sum(used * (values <= middle)) >= wanted
+        below = jnp.sum(jnp.where(values <= middle, used, 0.0)) >= wanted
         return jnp.where(below, low, middle), jnp.where(below, middle, high)
 
     low, high = jax.lax.fori_loop(0, BISECTIONS, halve, (low, high))
@@ -91,17 +91,17 @@ def guess(image: Image):
     scale = 0.5 * (quantile(ratio, used, 0.75) - quantile(ratio, used, 0.25))
     scale = jnp.maximum(scale, LEAST_SCALE)
     z = ratio / scale
-    maps = jnp.stack([jnp.clip(z, -CLIP, CLIP), 2.0 * z / (1.0 + z * z)])
-    variance = jnp.sum(maps**2 * used, axis=(1, 2)) / jnp.maximum(jnp.sum(used), 1.0)
+    maps = jnp.stack([used * jnp.clip(z, -CLIP, CLIP), used * 2.0 * z / (1.0 + z * z)])
+    variance = jnp.sum(maps**2, axis=(1, 2)) / jnp.maximum(jnp.sum(used), 1.0)
 
     scores, places, widths = [], [], filter_widths(ny, nx)
-    for width in widths:
-        column, row = _kernel(ny, width, dtype), _kernel(nx, width, dtype)
+    for size in widths:
+        column, row = _kernel(ny, size, dtype), _kernel(nx, size, dtype)
         power = (column**2) @ used @ (row**2)
-        response = jnp.einsum("ij,mjk,kl->mil", column, maps * used, row)
+        response = jnp.einsum("ij,mjk,kl->mil", column, maps, row)
         # Where most of the filter falls on unused pixels its response is mostly luck.
-        enough = power > 0.25 * jnp.max(power)
-        score = jnp.where(enough, response / jnp.sqrt(jnp.maximum(power, 1e-12)), 0.0)
+        enough = (power > 0.25 * jnp.max(power))[None]
+        score = jnp.where(enough, response / jnp.sqrt(jnp.maximum(power, 1e-12))[None], 0.0)
         flat = jnp.abs(score).reshape(2, -1)
         places.append(jnp.argmax(flat, axis=1))
         scores.append(jnp.max(flat, axis=1) / jnp.sqrt(jnp.maximum(variance, 1e-12)))

@@ -2,7 +2,6 @@ rule catalogue:
     input:
         parts=shard_files(PART),
         origins=shard_files(ORIGIN),
-        unreadable=UNREADABLE,
         stacks=STACKS,
         truths=TRUTHS,
     output:

@@ -4,25 +4,34 @@ import functools
 import sys
 from pathlib import Path
 
+import yaml
+from snakemake.utils import update_config
+
 from pipeline import __version__
 from pipeline.config import check_config
 
 
-def checked(raw):
-    """The config with its defaults; a bad one stops here, with sentences and no traceback."""
+def complete(config):
+    """Fill in the defaults, in place; a bad config stops here, with sentences and no traceback."""
+    # Snakemake takes every number in a section given by --config for text.
+    for entry in workflow.config_settings.config_args or ():
+        key, _, text = entry.partition("=")
+        if text.startswith("{"):
+            update_config(config, {key: yaml.safe_load(text)})
     try:
-        return check_config(raw)
+        settings = check_config(config)
     except ValueError as problems:
         sys.exit(str(problems))
+    config.clear()
+    config.update(settings)
 
 
-config.update(checked(config))
+complete(config)
 
 RESULTS = Path(config["results"])
 STACK = RESULTS / "simulated" / "{index}.fits"
 TRUTH = RESULTS / "simulated" / "{index}.truth.fits"
 SHARDS = RESULTS / "shards.txt"
-UNREADABLE = RESULTS / "unreadable.json"
 MANIFEST = RESULTS / "shards" / "{shard}.csv"
 PART = RESULTS / "parts" / "{shard}.h5"
 ORIGIN = RESULTS / "parts" / "{shard}.json"
@@ -39,10 +48,9 @@ INDICES = [f"{index:05d}" for index in range(len(FIRST_IMAGES))]
 STACKS = [str(STACK).format(index=index) for index in INDICES]
 TRUTHS = [str(TRUTH).format(index=index) for index in INDICES]
 
-# Simulated stacks are read as any other files; what the config says of files is meant for the user's own.
-IMAGES = (
-    checked({"images": {"files": STACKS}})["images"] if SIMULATED else config["images"]
-)
+# Simulated stacks are read as any other files; the section `images` is meant for the user's own.
+IMAGES = (check_config({}) if SIMULATED else config)["images"]
+FILES = STACKS if SIMULATED else IMAGES["files"]
 READING = {key: IMAGES[key] for key in ("hdu", "column", "mask", "uncertainty")}
 
 
@@ -60,22 +68,28 @@ def stop_image(wildcards):
 
 @functools.cache
 def listing():
-    """Digest of the names, sizes and times of the images: the scan repeats when it changes. Simulated stacks are inputs."""
-    from pipeline import (
-        images,
-        shards,
-    )  # here, because parsing a Snakefile should not import astropy
+    """Digest of the names, sizes and times of all images, masks and maps: the scan repeats when it changes."""
+    # Here, because parsing a Snakefile should not import astropy.
+    from pipeline import images, shards
 
-    return (
-        ""
-        if SIMULATED
-        else shards.listing_digest(images.list_files(IMAGES["files"])[0])
-    )
+    found, _ = images.list_files(FILES)
+    companions = [
+        other for file in found for other in images.companions(file, **READING)
+    ]
+    return shards.listing_digest(found + companions)
+
+
+def lost_shards():
+    """Shards whose manifests are gone, so that the scan has to write them again."""
+    names = SHARDS.read_text().split() if SHARDS.exists() else []
+    return [
+        shard for shard in names if not Path(str(MANIFEST).format(shard=shard)).exists()
+    ]
 
 
 def shard_files(pattern):
     """An input function: the file of every shard, in the order of the catalogue; known once the scan has run."""
     return lambda wildcards: [
         str(pattern).format(shard=shard)
-        for shard in Path(checkpoints.scan.get().output.shards).read_text().split()
+        for shard in Path(checkpoints.scan.get().output[0]).read_text().split()
     ]

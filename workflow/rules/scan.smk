@@ -3,8 +3,7 @@ checkpoint scan:
     input:
         STACKS,
     output:
-        shards=SHARDS,
-        unreadable=UNREADABLE,
+        SHARDS,
     log:
         LOGS / "scan.log",
     benchmark:
@@ -16,10 +15,11 @@ checkpoint scan:
         mem_mb=4000,
         runtime=60,
     params:
-        files=IMAGES["files"],
+        files=FILES,
         reading=READING,
         shard_size=config["shard_size"],
-        listing=lambda wildcards: listing(),
+        listing=lambda wildcards: "" if SIMULATED else listing(),
+        lost=lambda wildcards: lost_shards(),
         pipeline_version=__version__,
     message:
         "Listing the images and dividing them into shards"

@@ -7,7 +7,6 @@ jobs.catalogue(
     snakemake.output[0],
     parts=snakemake.input.parts,
     origins=snakemake.input.origins,
-    unreadable=snakemake.input.unreadable,
     stacks=snakemake.input.stacks,
     truths=snakemake.input.truths,
     config=snakemake.params.config,

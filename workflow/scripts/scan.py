@@ -6,8 +6,7 @@ from pathlib import Path
 from pipeline import jobs
 
 jobs.scan(
-    snakemake.output.shards,
-    snakemake.output.unreadable,
+    snakemake.output[0],
     Path(snakemake.config["results"], "shards"),
     files=snakemake.params.files,
     reading=snakemake.params.reading,

@@ -1,0 +1,157 @@
+"""Which job fits which images: shards, their manifests on disk, and the identity of an image.
+
+A shard is a name and its rows. Names are stable: ``b-<k>-<i>`` is bucket ``i`` of the ``2^k`` that files are hashed
+into, ``f-<hash>-<hdu>-<i>`` is block ``i`` of an HDU with at least ``shard_size`` images, of the file with this hash.
+``k`` grows only when the number of images in buckets doubles, so one image more or less changes the rows of one shard.
+
+The order of shards, and with it of the catalogue, is: buckets by number, then blocks by (file, hdu, first plane);
+within a shard (file, hdu, first plane).
+"""
+
+import csv
+import hashlib
+import io
+import os
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.images import Block, Rejected
+
+#: What a shard can be called, as a regular expression.
+NAME = r"b-\d{2}-\d{8}|f-[0-9a-f]{16}-\d+-\d+"
+
+_HEADER = ("kind", "file", "hdu", "start", "stop", "ny", "nx", "size", "mtime_ns", "plane", "source", "reason")
+
+
+def _digest(data: str) -> bytes:
+    """First 8 bytes of blake2b. File names may hold bytes that are no UTF-8: Python's surrogates stand for them."""
+    return hashlib.blake2b(data.encode("utf-8", "surrogateescape")).digest()[:8]
+
+
+def assign(blocks: list[Block], shard_size: int, rejected: list[Rejected] | None = None) -> dict[str, list]:
+    """Shards by name, in the order of the catalogue.
+
+    Parameters
+    ----------
+    blocks : list of Block
+        Blocks of ``shard_size`` images or more are cut into shards of their own; smaller ones go whole into the bucket
+        of their file.
+    shard_size : int
+        Images a shard, about: buckets hold half as many to as many on average.
+    rejected : list of Rejected, optional
+        Go into the bucket of their file, also where it is otherwise empty.
+
+    Returns
+    -------
+    shards : dict of str to list of Block and Rejected
+        The rows of each; no shard is empty, and there is none only if nothing is given.
+    """
+    small = sum(block.stop - block.start for block in blocks if block.stop - block.start < shard_size)
+    k = max(0, -(-small // shard_size) - 1).bit_length()
+    buckets = defaultdict(list)
+    pieces: list[tuple[Block, str]] = []
+    rows: list[Block | Rejected] = [*blocks, *(rejected or [])]
+    for row in rows:
+        if isinstance(row, Block) and row.stop - row.start >= shard_size:
+            name = f"f-{_digest(row.file).hex()}-{row.hdu}"
+            starts = range(row.start, row.stop, shard_size)
+            cuts = [row._replace(start=start, stop=min(start + shard_size, row.stop)) for start in starts]
+            pieces += [(cut, f"{name}-{cut.start // shard_size}") for cut in cuts]
+        else:
+            # The leading bits: with one bit more each bucket becomes two.
+            buckets[int.from_bytes(_digest(row.file), "big") >> (64 - k)].append(row)
+    shards: dict[str, list] = {f"b-{k:02d}-{i:08d}": sorted(buckets[i], key=_order) for i in sorted(buckets)}
+    for cut, name in sorted(pieces):
+        shards.setdefault(name, []).append(cut)
+    return shards
+
+
+def _order(row: Block | Rejected) -> tuple[str, int, int, str]:
+    return (row.file, row.hdu, row.start, "") if isinstance(row, Block) else (row.file, row.hdu, row.plane, row.reason)
+
+
+def write_manifests(folder: str | Path, shards: dict[str, list]) -> list[str]:
+    """Write ``<folder>/<shard>.csv``, only where the bytes change, and remove manifests of shards that are no more.
+
+    Returns
+    -------
+    names : list of str
+        Of the shards, in the order of the catalogue.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    old = {path.stem: path for path in folder.iterdir() if path.suffix == ".csv" and re.fullmatch(NAME, path.stem)}
+    for name, rows in shards.items():
+        text = io.StringIO(newline="")
+        table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # for \r in a file name
+        table.writerow(_HEADER)
+        table.writerows(_fields(row) for row in rows)
+        data = text.getvalue().encode("utf-8", "surrogateescape")
+        path = folder / f"{name}.csv"
+        if name not in old or path.read_bytes() != data:
+            new = path.with_suffix(f".{os.getpid()}.new")
+            new.write_bytes(data)
+            new.replace(path)
+    for name in old.keys() - shards.keys():
+        old[name].unlink()
+    return list(shards)
+
+
+def _fields(row: Block | Rejected) -> tuple:
+    if isinstance(row, Block):
+        return ("image", *row, "", "", "")
+    return ("rejected", row.file, row.hdu, "", "", "", "", "", "", row.plane, row.source, row.reason)
+
+
+def read_manifest(path: str | Path) -> tuple[list[Block], list[Rejected]]:
+    """Rows of a manifest: images, and what was rejected when they were looked for."""
+    blocks, rejected = [], []
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        for row in csv.DictReader(stream):
+            if row["kind"] == "image":
+                blocks.append(Block(row["file"], *(int(row[name]) for name in Block._fields[1:])))
+            else:
+                hdu, plane, source = (int(row[name]) for name in ("hdu", "plane", "source"))
+                rejected.append(Rejected(row["file"], hdu, plane, source, row["reason"]))
+    return blocks, rejected
+
+
+def image_ids(file: str, hdu: int, planes: np.ndarray, sources: np.ndarray | int = 0) -> np.ndarray:
+    """Stable identities: the first 63 bits of blake2b of ``file\\0hdu\\0plane\\0source``, numbers in decimal.
+
+    Parameters
+    ----------
+    file, hdu : str, int
+        Of all the images.
+    planes, sources : (n,) int ndarray, or int
+        Numbers from 0, broadcast against each other.
+
+    Returns
+    -------
+    ids : (n,) int64 ndarray
+        Not negative.
+    """
+    state = hashlib.blake2b(f"{file}\0{hdu}\0".encode("utf-8", "surrogateescape"))
+    pairs = np.stack(np.broadcast_arrays(np.atleast_1d(planes), sources), axis=-1)
+    digests = bytearray()
+    for plane, source in pairs.tolist():
+        image = state.copy()
+        image.update(b"%d\0%d" % (plane, source))
+        digests += image.digest()[:8]
+    return (np.frombuffer(digests, ">u8") >> np.uint64(1)).astype(np.int64)
+
+
+def listing_digest(files: list[str]) -> str:
+    """Digest of names, sizes and times of change of files: it changes when any of them may have changed, or is gone."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(set(files)):
+        try:
+            status = os.stat(file)
+            seen = f"{status.st_size} {status.st_mtime_ns}"
+        except (OSError, ValueError):
+            seen = "none"
+        digest.update(f"{file}\0{seen}\0".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

@@ -1,0 +1,141 @@
+"""Derivatives: finite differences agree with automatic differentiation, and that with the moments."""
+
+import jax
+import jax.numpy as jnp
+import numdifftools as nd
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+
+from pipeline import likelihood, model, moments
+from pipeline.likelihood import Image
+
+by_autodiff = jax.jit(likelihood.terms)
+by_moments = jax.jit(moments.terms)
+
+LEVELS = {"none": 0, "constant": 1, "plane": 3}
+
+
+def case(seed, n_level, dtype=np.float64, shape=(14, 11), far=0.0):
+    """An image of Cauchy noise with mask and noise map, and a free vector that need not fit it."""
+    r = np.random.default_rng(seed)
+    image = Image(
+        r.standard_cauchy(shape) + far,
+        (r.random(shape) < 0.9) * 1.0,
+        np.exp(r.normal(0, 0.3, shape)),
+        r.uniform(0, 10, 2),
+    )
+    source = [*r.uniform(2, 9, 2), r.normal(0, 20), np.log(r.uniform(0.8, 4)), *r.uniform(-0.6, 0.6, 2)]
+    free = np.r_[source, r.normal(far, 0.3, n_level), r.normal(0, 0.5)]
+    return jnp.asarray(free, dtype), jax.tree.map(lambda a: jnp.asarray(a, dtype), image)
+
+
+def numpy_nll(public, image):
+    """The contract's formula, in NumPy alone."""
+    ny, nx = image.data.shape
+    y, x = np.mgrid[:ny, :nx].astype(float)
+    level = public[6:-1]
+    slopes = [np.ones_like(x), x - image.origin[0], y - image.origin[1]]
+    predicted = model.gaussian(public, x, y) + sum((c * s for c, s in zip(level, slopes, strict=False)), start=0.0)
+    g = public[-1] * image.noise
+    loss = np.log(np.pi * g) + np.log(1 + ((image.data - predicted) / g) ** 2)
+    return loss[image.used > 0].sum()
+
+
+@pytest.mark.parametrize("n_level", LEVELS.values(), ids=LEVELS)
+def test_nll_agrees_with_numpy(n_level):
+    free, image = case(1, n_level)
+    public = likelihood.to_public(free)
+    plain = numpy_nll(np.asarray(public), jax.tree.map(np.asarray, image))
+    assert_allclose(likelihood.nll(public, image), plain, rtol=1e-13)
+
+
+@pytest.mark.parametrize("n_level", LEVELS.values(), ids=LEVELS)
+def test_autodiff_agrees_with_finite_differences_of_numpy(n_level):
+    free, image = case(2, n_level)
+    public = likelihood.to_public(free)
+    plain = jax.tree.map(np.asarray, image)
+    gradient = jax.jit(jax.grad(likelihood.nll))(public, image)
+    hessian = jax.jit(jax.hessian(likelihood.nll))(public, image)
+    numeric_gradient = nd.Gradient(lambda q: numpy_nll(q, plain))(np.asarray(public))
+    numeric_hessian = nd.Hessian(lambda q: numpy_nll(q, plain))(np.asarray(public))
+    assert_allclose(gradient, numeric_gradient, rtol=1e-6, atol=1e-6)
+    assert_allclose(hessian, numeric_hessian, rtol=1e-4, atol=1e-4)
+
+
+def test_terms_are_the_derivatives_of_the_nll():
+    free, image = case(3, 1)
+
+    def value(free):
+        return likelihood.nll(likelihood.to_public(free), image)
+
+    terms = by_autodiff(free, image)
+    assert_allclose(terms.nll, value(free))
+    assert_allclose(terms.gradient, jax.grad(value)(free), rtol=1e-10, atol=1e-10)
+    assert_allclose(terms.hessian, jax.hessian(value)(free), rtol=1e-10, atol=1e-10)
+    assert np.linalg.eigvalsh(terms.gauss_newton)[0] > 0
+
+
+def test_scores_are_the_outer_products_of_the_pixels_gradients():
+    free, image = case(4, 3, shape=(5, 4))
+    total = 0.0
+    for y in range(5):
+        for x in range(4):
+            alone = image._replace(used=jnp.zeros((5, 4)).at[y, x].set(image.used[y, x]))
+            gradient = by_autodiff(free, alone).gradient
+            total = total + np.outer(gradient, gradient)
+    assert_allclose(by_autodiff(free, image).scores, total, rtol=1e-10, atol=1e-10)
+
+
+def test_public_derivatives_undo_the_logarithms():
+    free, image = case(5, 1)
+    public = likelihood.to_public(free)
+    hessian, _ = likelihood.public_derivatives(public, likelihood.terms(free, image))
+    assert_allclose(hessian, jax.hessian(likelihood.nll)(public, image), rtol=1e-9, atol=1e-9)
+
+
+def largest_difference(free, image):
+    """Largest difference of each term between moments and float64 autodiff, in units of what the term is made of."""
+    exact = by_autodiff(free.astype(jnp.float64), jax.tree.map(lambda a: a.astype(jnp.float64), image))
+    fast = by_moments(free, image)
+    size = np.sqrt(np.diag(exact.gauss_newton))
+    unit = {"nll": np.abs(exact.nll), "gradient": size * np.sqrt(np.maximum(np.sum(image.used), 1.0))}
+    return {
+        name: np.max(np.abs(np.asarray(a) - np.asarray(b, dtype=float)) / unit.get(name, np.outer(size, size)))
+        for name, a, b in zip(exact._fields, exact, fast, strict=True)
+    }
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 10**6), st.sampled_from(list(LEVELS.values())), st.sampled_from([np.float64, np.float32]))
+def test_moments_equal_autodiff_to_rounding(seed, n_level, dtype):
+    worst = largest_difference(*case(seed, n_level, dtype))
+    limit = {np.float64: 1e-12, np.float32: 2e-5}[dtype]
+    assert max(worst.values()) < limit, worst
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(np.float64, 1e-11), (np.float32, 2e-4)])
+def test_moments_equal_autodiff_far_from_the_centre_of_a_wide_image(dtype, limit):
+    free, image = case(7, 3, dtype, shape=(9, 400))
+    free = free.at[0].set(387.3)
+    worst = largest_difference(free, image)
+    assert max(worst.values()) < limit, worst
+
+
+def test_vmap_equals_a_loop():
+    cases = [case(seed, 1) for seed in range(4)]
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *cases)
+    together = jax.jit(jax.vmap(moments.terms))(*stacked)
+    for i, one in enumerate(cases):
+        alone = by_moments(*one)
+        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            assert_allclose(a[i], b, rtol=1e-12, atol=1e-12)
+
+
+def test_masked_pixels_count_for_nothing():
+    free, image = case(8, 1)
+    other = image._replace(data=jnp.where(image.used > 0, image.data, 1e3))
+    for a, b in zip(by_moments(free, image), by_moments(free, other), strict=True):
+        assert_allclose(a, b, rtol=1e-14)

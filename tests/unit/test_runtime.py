@@ -1,0 +1,54 @@
+"""The process of a job: what stands in its log, and what it says when it gets no GPU."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process of its own, because what it sets holds for the whole process."""
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_log_has_warnings_and_the_traceback_the_terminal_the_sentence(tmp_path):
+    log = tmp_path / "b-01.log"
+    program = (
+        "import sys, warnings\n"
+        "from pipeline import runtime\n"
+        "runtime.start_log(sys.argv[1])\n"
+        "runtime.LOG.info('half way, \\udcff')\n"
+        "warnings.warn('odd header')\n"
+        "raise ValueError('stack.fits: got 3 axes')\n"
+    )
+    done = python(program, str(log))
+    assert done.returncode == 1
+    assert "b-01: half way" in done.stderr
+    assert "b-01: ValueError: stack.fits: got 3 axes" in done.stderr
+    assert "Traceback" not in done.stderr
+    text = log.read_text()
+    for wanted in ("half way", "odd header", "Traceback", "ValueError: stack.fits: got 3 axes"):
+        assert wanted in text
+
+
+def test_a_job_has_float64_one_thread_and_no_gpu(tmp_path):
+    program = (
+        "import os, sys\n"
+        "from pipeline import runtime\n"
+        "os.environ.pop('JAX_PLATFORMS')\n"
+        "print(runtime.start_jax(threads=1, gpu=0, cache=sys.argv[1]))\n"
+        "import jax\n"
+        "print(jax.config.jax_enable_x64, jax.default_backend(), os.environ['NPROC'])\n"
+    )
+    done = python(program, str(tmp_path))
+    assert done.stdout.split() == ["cpu", "True", "cpu", "1"], done.stderr
+
+
+def test_a_gpu_that_is_not_there_is_missed_in_a_sentence(tmp_path):
+    program = "import sys; from pipeline import runtime; runtime.start_jax(threads=1, gpu=1, cache=sys.argv[1])"
+    done = python(program, str(tmp_path))
+    assert done.returncode == 1
+    assert "the job was given 1 GPU (resource gpu), but JAX" in done.stderr

@@ -1,0 +1,351 @@
+"""Whole runs with real Snakemake: what is refused, what a run gives, what the next run repeats, what a kill leaves."""
+
+import ast
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+from astropy.io import fits
+from astropy.table import QTable
+
+ROOT = Path(__file__).resolve().parents[2]
+SNAKEFILE = ROOT / "Snakefile"
+
+# The runs below are shared by tests: one worker does them all.
+pytestmark = pytest.mark.xdist_group("workflow")
+
+SIMULATED = {"simulated": {"count": 12, "shape": [16, 16]}, "shard_size": 6}
+ODD_NAMES = ("plain.fits", "two words.fits", "b [1] {shard}.fits", "quote'\"$(x);&.fits", "été.fit", "-dash.fts")
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    where = ("--snakefile", str(SNAKEFILE), "--directory", str(folder))
+    return [sys.executable, "-m", "snakemake", *where, "--cores", "2", *arguments]
+
+
+def snakemake(folder: Path, *arguments: str, fails: bool = False) -> str:
+    """Run Snakemake in ``folder``, started from elsewhere; what it said."""
+    done = subprocess.run(
+        command(folder, *arguments),
+        cwd=folder.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode != 0) == fails, done.stdout
+    return done.stdout
+
+
+def configure(folder: Path, config: dict) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def read(folder: Path) -> dict[str, np.ndarray]:
+    """Every dataset that must be the same whenever the input is."""
+    with h5py.File(folder / "results" / "catalogue.h5") as file:
+        names = ("catalogue", "rejected", *(f"covariance/{kind}" for kind in file["covariance"]))
+        return {name: file[name][:] for name in names}
+
+
+def assert_identical(one: Path, other: Path) -> None:
+    first, second = read(one), read(other)
+    assert first.keys() == second.keys()
+    for name, rows in first.items():
+        assert rows.dtype == second[name].dtype, name
+        assert rows.tobytes() == second[name].tobytes(), name
+
+
+def copied(run: Path, folder: Path) -> Path:
+    """A finished run to change, times of files included."""
+    return Path(shutil.copytree(run, folder / "run"))
+
+
+def times(folder: Path, pattern: str) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "results").glob(pattern)}
+
+
+@pytest.fixture(scope="module")
+def simulated_run(tmp_path_factory) -> Path:
+    folder = configure(tmp_path_factory.mktemp("simulated") / "run", SIMULATED)
+    snakemake(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images_run(simulated_run, tmp_path_factory) -> Path:
+    """Single images under odd names, three broken files, and a name that is not there."""
+    folder = tmp_path_factory.mktemp("images") / "run"
+    configure(folder, {"source": "images", "images": {"files": ["stamps", "nothing/*.fits"]}, "shard_size": 3})
+    stamps = folder / "stamps"
+    stamps.mkdir()
+    pixels = fits.getdata(simulated_run / "results" / "simulated" / "00000.fits")
+    for name, plane in zip(ODD_NAMES, pixels, strict=True):
+        fits.PrimaryHDU(plane).writeto(stamps / name)
+    (stamps / "empty.fits").touch()
+    (stamps / "text.fits").write_text("not an image")
+    whole = (stamps / "plain.fits").read_bytes()
+    (stamps / "truncated.fits").write_bytes(whole[:3000])
+    snakemake(folder)
+    return folder
+
+
+# ---- before anything runs -------------------------------------------------------------------------------------------
+
+
+def test_dry_run_lists_the_jobs_and_makes_nothing(tmp_path):
+    folder = configure(tmp_path / "run", SIMULATED)
+    said = snakemake(folder, "--dry-run")
+    assert "Simulating images 6 to 12" in said
+    assert "profiles/default for setting default command line arguments" in said
+    assert not (folder / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"fit": {"bakground": "plane"}}, "fit.bakground: unknown key; did you mean 'background'?"),
+        ({"fit": {"tolerance": 2}}, "fit.tolerance: got 2, wanted a number > 0 and <= 0.01"),
+    ],
+)
+def test_a_bad_config_stops_before_any_job(tmp_path, config: dict, sentence: str):
+    folder = configure(tmp_path / "run", SIMULATED | config)
+    said = snakemake(folder, fails=True)
+    assert sentence in said
+    assert "Traceback" not in said
+    assert "Error" not in said
+    assert not (folder / "results").exists()
+
+
+def test_sections_on_the_command_line_are_typed(tmp_path):
+    folder = configure(tmp_path / "run", SIMULATED)
+    assert "Simulating images 12 to 15" in snakemake(folder, "--dry-run", "--config", "simulated={count: 15}")
+    assert "fit.scale: got -1" in snakemake(folder, "--dry-run", "--config", "fit={scale: -1}", fails=True)
+
+
+def test_without_a_config_the_defaults_hold(tmp_path):
+    (tmp_path / "run").mkdir()
+    assert "Simulating images 0 to 2000" in snakemake(tmp_path / "run", "--dry-run")
+
+
+def test_parsing_imports_nothing_slow(tmp_path):
+    """Every cluster job parses the Snakefile again."""
+    folder = configure(tmp_path / "run", {"source": "images", "images": {"files": ["*.fits"]}})
+    program = (
+        "import contextlib, sys\n"
+        "from snakemake.cli import main\n"
+        f"with contextlib.suppress(SystemExit): main({command(folder, '--list-rules')[3:]!r})\n"
+        "print(sorted({'jax', 'astropy', 'fitsio', 'h5py', 'matplotlib', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "catalogue" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_lint_has_nothing_to_say(tmp_path):
+    assert "good condition" in snakemake(configure(tmp_path / "run", SIMULATED), "--lint")
+
+
+def test_rules_are_formatted():
+    subprocess.run([sys.executable, "-m", "snakefmt", "--check", SNAKEFILE, ROOT / "workflow"], check=True)
+
+
+# ---- a run ----------------------------------------------------------------------------------------------------------
+
+
+def test_simulated_images_are_recovered(simulated_run):
+    rows = QTable.read(simulated_run / "results" / "catalogue.h5", path="catalogue")
+    truth = QTable.read(simulated_run / "results" / "catalogue.h5", path="truth")
+    assert len(rows) == 12
+    assert len(set(rows["image_id"])) == 12
+    assert (rows["image_id"] == truth["image_id"]).all()
+    for name in ("x0", "y0", "amp", "sigma"):
+        pulls = (rows[name] - truth[name]) / rows[f"{name}_err"]
+        assert np.median(np.abs(pulls)) < 2, name
+    assert (simulated_run / "results" / "report.html").stat().st_size > 10_000
+    assert len(list((simulated_run / "results" / "shards").iterdir())) == 2
+
+
+def test_provenance_tells_config_versions_device_and_inputs(simulated_run):
+    with h5py.File(simulated_run / "results" / "catalogue.h5") as file:
+        told = {name: value[()].decode() for name, value in file["provenance"].items()}
+    assert yaml.safe_load(told["config"])["simulated"]["count"] == 12
+    assert yaml.safe_load(told["versions"])["numpy"] == np.__version__
+    assert told["device"] == "cpu"
+    shards = (simulated_run / "results" / "shards.txt").read_text().split()
+    assert list(yaml.safe_load(told["inputs"])) == shards
+
+
+def test_every_job_leaves_a_log_and_a_benchmark(simulated_run):
+    logs = {
+        path.relative_to(simulated_run / "results" / "logs").with_suffix("")
+        for path in (simulated_run / "results" / "logs").rglob("*.log")
+    }
+    benchmarks = {
+        path.relative_to(simulated_run / "results" / "benchmarks").with_suffix("")
+        for path in (simulated_run / "results" / "benchmarks").rglob("*.tsv")
+    }
+    assert logs == benchmarks
+    assert {path.parts[0] for path in logs} == {"simulate", "scan", "fit", "catalogue", "report"}
+
+
+def test_the_same_again_does_nothing(simulated_run):
+    assert "Nothing to be done" in snakemake(simulated_run)
+
+
+def test_more_images_leave_the_others_as_they_are(simulated_run, tmp_path):
+    folder = configure(copied(simulated_run, tmp_path), SIMULATED | {"simulated": {"count": 13, "shape": [16, 16]}})
+    said = snakemake(folder, "--dry-run")
+    assert "Simulating images 12 to 13" in said
+    assert "Simulating images 6 to 12" not in said
+
+
+def test_order_of_keys_repeats_nothing(simulated_run, tmp_path):
+    folder = copied(simulated_run, tmp_path)
+    turned = {"shard_size": 6, "fit": {"precision": "float64"}, "simulated": {"shape": [16, 16], "count": 12}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(turned, sort_keys=False))
+    assert "Nothing to be done" in snakemake(folder)
+
+
+def test_another_setting_repeats_the_fits_only(simulated_run, tmp_path):
+    folder = configure(copied(simulated_run, tmp_path), SIMULATED | {"fit": {"uncertainty": "fisher"}})
+    said = snakemake(folder, "--dry-run")
+    assert said.count("Fitting the images of shard") == 2
+    assert "Simulating" not in said
+
+
+def test_broken_files_are_rejected_and_stop_nothing(images_run):
+    rows, rejected = (
+        QTable.read(images_run / "results" / "catalogue.h5", path=name) for name in ("catalogue", "rejected")
+    )
+    assert sorted(rows["file"]) == sorted(f"stamps/{name}" for name in ODD_NAMES)
+    assert sorted(rejected["file"]) == [
+        "nothing/*.fits",
+        "stamps/empty.fits",
+        "stamps/text.fits",
+        "stamps/truncated.fits",
+    ]
+    assert all(rejected["reason"])
+
+
+# ---- the next run ---------------------------------------------------------------------------------------------------
+
+
+def test_a_new_a_changed_and_a_removed_image_repeat_their_shards_only(images_run, tmp_path):
+    folder = copied(images_run, tmp_path)
+    manifests = {path.name: path.read_bytes() for path in (folder / "results" / "shards").iterdir()}
+    parts = times(folder, "parts/*.h5")
+    assert len(parts) > 1
+    # All in the shard of the first image, so that the others must stay.
+    shard = next(name for name, text in manifests.items() if b"stamps/plain.fits" in text)
+    os.utime(folder / "stamps" / "plain.fits")
+    snakemake(folder)
+    repeated = {name for name, time in times(folder, "parts/*.h5").items() if time != parts[name]}
+    assert repeated == {Path(shard).with_suffix(".h5").name}
+    assert_identical(folder, images_run)
+
+    shutil.copy(folder / "stamps" / "plain.fits", folder / "stamps" / "new.fits")
+    (folder / "stamps" / "été.fit").unlink()
+    before = {path.name: path.read_bytes() for path in (folder / "results" / "shards").iterdir()}
+    parts = times(folder, "parts/*.h5")
+    snakemake(folder)
+    after = {path.name: path.read_bytes() for path in (folder / "results" / "shards").iterdir()}
+    concerned = {Path(name).stem for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    repeated = {Path(name).stem for name, time in times(folder, "parts/*.h5").items() if parts.get(name) != time}
+    assert repeated == concerned & {Path(name).stem for name in after}
+    files = read(folder)["catalogue"]["file"].tolist()
+    assert b"stamps/new.fits" in files
+    assert "stamps/été.fit".encode() not in files
+
+
+def test_lost_manifests_are_written_again(images_run, tmp_path):
+    folder = copied(images_run, tmp_path)
+    shutil.rmtree(folder / "results" / "shards")
+    parts = times(folder, "parts/*")
+    snakemake(folder)
+    assert times(folder, "shards/*.csv")
+    assert times(folder, "parts/*") == parts
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(simulated_run, tmp_path):
+    folder = configure(tmp_path / "run", SIMULATED)
+    shutil.copytree(simulated_run / "results" / "simulated", folder / "results" / "simulated")
+    run = subprocess.Popen(
+        [*command(folder), "--cores", "1"], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while not times(folder, "parts/*.h5"):
+            assert run.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.02)
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    assert not (folder / "results" / "catalogue.h5").exists()
+    snakemake(folder)
+    assert_identical(folder, simulated_run)
+
+
+# ---- the house ------------------------------------------------------------------------------------------------------
+
+
+def imports(file: Path) -> set[str]:
+    """Every module that a file imports anywhere, as dotted names; ``from a import b`` gives ``a`` and ``a.b``."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def reached(module: str) -> set[str]:
+    """Top-level packages that importing a module of the pipeline may bring in, through others of the pipeline too."""
+    packages, todo, seen = set(), [module], set()
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        for found in imports(ROOT / "pipeline" / f"{name}.py"):
+            own = found.removeprefix("pipeline.")
+            if found.startswith("pipeline.") and (ROOT / "pipeline" / f"{own}.py").exists():
+                todo += [own] if own not in seen else []
+            else:
+                packages.add(found.split(".")[0])
+    return packages
+
+
+MODULES = sorted(path.stem for path in (ROOT / "pipeline").glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "workflow" / "scripts").glob("*.py")), ids=lambda path: path.stem)
+def test_scripts_only_unpack(script: Path):
+    kinds = (ast.If, ast.IfExp, ast.For, ast.While, ast.Try, ast.FunctionDef, ast.Lambda, ast.comprehension, ast.BoolOp)
+    assert not [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, kinds)]
+    assert imports(script) <= {"pathlib", "pathlib.Path", "pipeline", "pipeline.jobs"}
+
+
+@pytest.mark.parametrize("module", ["columns", "config", "hdus", "images", "shards", "catalogue"])
+def test_files_and_tables_know_no_jax(module: str):
+    assert "jax" not in reached(module)
+
+
+def test_the_numerics_know_no_files():
+    for module in ("model", "likelihood", "moments", "newton", "start", "uncertainty", "quality", "fit"):
+        assert not reached(module) & {"astropy", "fitsio", "h5py", "os", "pathlib", "logging", "time", "random"}, module
+
+
+def test_only_jobs_join_the_modules():
+    importers = {module for module in MODULES if "pipeline.jobs" in imports(ROOT / "pipeline" / f"{module}.py")}
+    assert not importers
+    assert [module for module in MODULES if "h5py" in imports(ROOT / "pipeline" / f"{module}.py")] == ["catalogue"]
+    assert not [module for module in MODULES if "snakemake" in reached(module)]
