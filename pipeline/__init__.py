@@ -1,3 +1,26 @@
-"""cauchyfit."""
+"""cauchyfit: elliptical Gaussians fitted to many images by maximum Cauchy likelihood. The modules, in reading order:
+
+columns      what a catalogue row is: columns, units, flags
+config       the config, checked and completed
+hdus         what a FITS file holds
+images       FITS <-> arrays, masks, uncertainty maps
+shards       which job fits which images
+model        the Gaussian and what is derived from it
+simulate     images with known truth
+likelihood   the Cauchy likelihood and its derivatives, by automatic differentiation
+moments      the same derivatives of the built-in model, a hundred times as fast
+start        first guess
+newton       the minimiser; knows no images
+uncertainty  four covariances, errors of derived quantities
+quality      what a fit says about itself, flags
+fit          stacks of images -> rows and covariances
+sky          pixel <-> sky, beam
+catalogue    parts and catalogue in HDF5
+report       the page that says what a run found
+runtime      log, threads, device, compile cache of a job
+jobs         one function a rule; joins the others
+
+Imports point up this list. The rules that call `jobs` are in ``workflow``.
+"""
 
 __version__ = "0.1.0"

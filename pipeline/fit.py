@@ -46,7 +46,21 @@ class FitResult(NamedTuple):
     flags: jax.Array
 
 
-def fit_image(data, mask, noise, shape, *, background, scale, uncertainty_kind, dtype, tolerance, max_steps):
+class Dials(NamedTuple):
+    """Settings that are numbers to the compiled program, so that turning one compiles nothing anew.
+
+    level : held background [image unit]. scale : held scale. tolerance, max_steps : as in the config section ``fit``.
+    chosen : place of the covariance behind the errors in `columns.COVARIANCES`.
+    """
+
+    level: jax.Array
+    scale: jax.Array
+    tolerance: jax.Array
+    max_steps: jax.Array
+    chosen: jax.Array
+
+
+def fit_image(data, mask, noise, shape, dials: Dials, *, n_background: int, fit_scale: bool, precision: str):
     """Fit one image; traced by JAX, never raises.
 
     Parameters
@@ -59,17 +73,21 @@ def fit_image(data, mask, noise, shape, *, background, scale, uncertainty_kind, 
         1-sigma map that multiplies the scale; None = 1 everywhere, in image units.
     shape : int array (2,)
         ny, nx before padding.
-    background, scale, tolerance, max_steps
-        As in the config section ``fit``; ``uncertainty_kind`` is its ``uncertainty``, ``dtype`` its ``precision``.
+    dials : Dials
+    n_background : int
+        Fitted parameters of the background: 0 (held at ``dials.level``), 1 (constant) or 3 (plane).
+    fit_scale : bool
+        Whether the scale is fitted, or held at ``dials.scale``.
+    precision : str
+        Floating-point type of the minimiser.
 
     Returns
     -------
     FitResult
         NaN and flags where something could not be done.
     """
-    names = columns.parameter_names(background, scale)
-    p, fit_scale = len(names), scale == "fit"
-    n_background = sum(name.startswith("background") for name in names)
+    dtype = precision
+    p = 6 + n_background + fit_scale
     good = ~mask & jnp.isfinite(data)
     if noise is not None:
         good &= jnp.isfinite(noise) & (noise > 0)
@@ -78,10 +96,7 @@ def fit_image(data, mask, noise, shape, *, background, scale, uncertainty_kind, 
     enough = n >= 2 * p
     data = jnp.where(good, data, 0.0)
 
-    if n_background:
-        offset = start.quantile(data, used, 0.5)
-    else:
-        offset = jnp.asarray(0.0 if background == "none" else background, data.dtype)
+    offset = start.quantile(data, used, 0.5) if n_background else dials.level
     spread = 0.5 * (start.quantile(data, used, 0.75) - start.quantile(data, used, 0.25))
     mean_deviation = jnp.sum(used * jnp.abs(data - offset)) / jnp.maximum(n, 1.0)
     spread = jnp.where(spread > 0, spread, jnp.where(mean_deviation > 0, mean_deviation, 1.0))
@@ -97,7 +112,7 @@ def fit_image(data, mask, noise, shape, *, background, scale, uncertainty_kind, 
 
     source, first_scale = start.guess(image)
     image = image._replace(origin=source[:2])
-    target = first_scale if fit_scale else (scale / scale_unit).astype(dtype)
+    target = first_scale if fit_scale else (dials.scale / scale_unit).astype(dtype)
     typical_noise = jnp.sqrt(jnp.sum(image.used * image.noise**2) / jnp.maximum(jnp.sum(image.used), 1.0))
     wide = jnp.maximum(target, WIDE_START * jnp.abs(source[2]) / typical_noise)
     first = likelihood.to_free(jnp.concatenate([source, jnp.zeros(n_background, dtype), wide[None]]))
@@ -108,8 +123,8 @@ def fit_image(data, mask, noise, shape, *, background, scale, uncertainty_kind, 
         start=first,
         target=jnp.log(target),
         fit_scale=fit_scale,
-        tolerance=tolerance,
-        max_steps=jnp.where(enough, max_steps, 0),
+        tolerance=dials.tolerance.astype(dtype),
+        max_steps=jnp.where(enough, dials.max_steps, 0),
     )
     public = likelihood.to_public(state.free)
     four = uncertainty.covariances(public, state.terms, image, fit_scale)
@@ -128,7 +143,7 @@ def fit_image(data, mask, noise, shape, *, background, scale, uncertainty_kind, 
     public = public + nan
     outer = size[:p, None] * size[None, :p]
     covariances = tuple(getattr(four, kind) * outer + nan for kind in columns.COVARIANCES)
-    chosen = covariances[columns.COVARIANCES.index(uncertainty_kind)]
+    chosen = jnp.stack(covariances)[dials.chosen]
     errors = jnp.sqrt(jnp.diag(chosen))
     derived, derived_err = uncertainty.propagate(model.derived, public[:6], chosen[:6, :6])
     _, e_err = uncertainty.propagate(lambda q: model.ellipticity(q)[None], public[:6], chosen[:6, :6])
@@ -152,17 +167,16 @@ def fit_image(data, mask, noise, shape, *, background, scale, uncertainty_kind, 
 
 
 @functools.cache
-def _program(with_noise: bool, **settings):
-    """The compiled fit of a batch of images: (data, mask, shape) or (data, mask, noise, shape), leading axis B."""
+def _program(**form):
+    """The compiled fit of a batch: (data, mask, noise or None, shape), each with leading axis B, and `Dials`."""
 
-    def one(data, mask, *rest):
-        *noise, shape = rest
-        return fit_image(data, mask, noise[0] if with_noise else None, shape, **settings)
+    def batch(images, dials):
+        return jax.lax.map(lambda image: fit_image(*image, dials, **form), images, batch_size=lanes)
 
     # On a CPU one image after the other: vectors are filled by its pixels, no image waits for the slowest of a batch,
     # and a row's bits cannot depend on its place. An accelerator needs the whole batch at once.
     lanes = None if jax.default_backend() == "cpu" else MAX_BATCH
-    return jax.jit(lambda *batch: jax.lax.map(lambda image: one(*image), batch, batch_size=lanes))
+    return jax.jit(batch)
 
 
 def padded_side(size: int) -> int:
@@ -219,14 +233,15 @@ def fit_stack(
     n, ny, nx = data.shape
     sides = padded_side(ny), padded_side(nx)
     batch = max(1, min(MAX_BATCH, BATCH_PIXELS // (sides[0] * sides[1])))
-    program = _program(
-        noise_map is not None,
-        background=background,
-        scale=scale,
-        uncertainty_kind=uncertainty,
-        dtype=precision,
-        tolerance=tolerance,
-        max_steps=max_steps,
+    names = columns.parameter_names(background, scale)
+    fit_scale = "scale" in names
+    program = _program(n_background=len(names) - 6 - fit_scale, fit_scale=fit_scale, precision=precision)
+    dials = Dials(
+        level=jnp.asarray(0.0 if isinstance(background, str) else background, float),
+        scale=jnp.asarray(jnp.nan if fit_scale else scale, float),
+        tolerance=jnp.asarray(tolerance, float),
+        max_steps=jnp.asarray(max_steps),
+        chosen=jnp.asarray(columns.COVARIANCES.index(uncertainty)),
     )
     shapes = np.broadcast_to(np.array([ny, nx]), (batch, 2))
 
@@ -237,25 +252,17 @@ def fit_stack(
         return block
 
     results = []
-    for low in range(0, n, batch):
+    # An empty stack still runs once, for the shapes of nothing.
+    for low in range(0, max(n, 1), batch):
         pixels = padded(data, low, np.float64, np.nan)
         hidden = padded(np.zeros(data.shape, bool) if mask is None else mask, low, bool, True)
-        if noise_map is None:
-            results.append(program(pixels, hidden, shapes))
-        else:
-            results.append(program(pixels, hidden, padded(noise_map, low, np.float64, np.nan), shapes))
+        noise = None if noise_map is None else padded(noise_map, low, np.float64, np.nan)
+        results.append(program((pixels, hidden, noise, shapes), dials))
 
     def join(*parts):
         whole = np.concatenate([np.asarray(part) for part in parts])[:n]
         return whole.astype(np.float64) if whole.dtype.kind == "f" else whole
 
-    if not results:
-        empty = program.eval_shape(
-            *(jax.ShapeDtypeStruct((batch, *sides), d) for d in (np.float64, bool)),
-            *([] if noise_map is None else [jax.ShapeDtypeStruct((batch, *sides), np.float64)]),
-            jax.ShapeDtypeStruct((batch, 2), int),
-        )
-        return jax.tree.map(lambda a: np.empty((0, *a.shape[1:]), a.dtype), empty)
     return jax.tree.map(join, *results)
 
 

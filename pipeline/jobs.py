@@ -298,8 +298,10 @@ def _sky(file: str, hdu: int, mtime_ns: int, column: str | None) -> Sky:
     """What the header of an HDU says of sky, beam and unit; the last one is kept, for blocks read in several pieces."""
     from pipeline.sky import beam, celestial
 
-    header = read_header(file, hdu)
+    unit = ""
     try:
+        header = read_header(file, hdu)
+        unit = _unit(header, column)
         # Distortions given as tables lie in other HDUs of the file.
         if any(re.match("CPDIS|D2IM", key) for key in header):
             with fits.open(file) as hdus:
@@ -308,8 +310,8 @@ def _sky(file: str, hdu: int, mtime_ns: int, column: str | None) -> Sky:
             wcs = celestial(header, column=column)
     except (ValueError, OSError) as error:
         runtime.LOG.warning("%s: HDU %d: %s", file, hdu, error)
-        return Sky(None, None, False, _unit(header, column))
-    return Sky(wcs, beam(header), True, _unit(header, column))
+        return Sky(None, None, False, unit)
+    return Sky(wcs, beam(header), True, unit)
 
 
 def _unit(header: fits.Header, column: str | None) -> str:

@@ -63,7 +63,11 @@ def start_jax(*, threads: int, gpu: int, cache: str | Path) -> str:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if gpu == 0:
         jax.config.update("jax_platforms", "cpu")
-    device = jax.devices()[0]
+    try:
+        device = jax.devices()[0]
+    except (RuntimeError, AssertionError) as error:  # AssertionError: JAX_PLATFORMS names a device that is not there
+        msg = f"JAX {jax.__version__} finds no device (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}): {error}"
+        raise RuntimeError(msg) from error
     if gpu > 0 and device.platform == "cpu":
         msg = (
             f"the job was given {gpu} GPU (resource gpu), but JAX {jax.__version__} sees only the processor: "

@@ -16,6 +16,8 @@ import yaml
 from astropy.io import fits
 from astropy.table import QTable
 
+import pipeline
+
 ROOT = Path(__file__).resolve().parents[2]
 SNAKEFILE = ROOT / "Snakefile"
 
@@ -344,8 +346,15 @@ def test_the_numerics_know_no_files():
         assert not reached(module) & {"astropy", "fitsio", "h5py", "os", "pathlib", "logging", "time", "random"}, module
 
 
-def test_only_jobs_join_the_modules():
-    importers = {module for module in MODULES if "pipeline.jobs" in imports(ROOT / "pipeline" / f"{module}.py")}
-    assert not importers
+def test_imports_point_up_the_map():
+    lines = (line.split() for line in pipeline.__doc__.splitlines())
+    order = [words[0] for words in lines if words and words[0] in MODULES]
+    assert sorted(order) == MODULES
+    for place, module in enumerate(order):
+        own = {name.removeprefix("pipeline.") for name in imports(ROOT / "pipeline" / f"{module}.py")}
+        assert not own & set(order[place + 1 :]), module
+
+
+def test_one_module_knows_hdf5_and_none_snakemake():
     assert [module for module in MODULES if "h5py" in imports(ROOT / "pipeline" / f"{module}.py")] == ["catalogue"]
-    assert not [module for module in MODULES if "snakemake" in reached(module)]
+    assert not [module for module in MODULES if "snakemake" in imports(ROOT / "pipeline" / f"{module}.py")]

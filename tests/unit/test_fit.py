@@ -1,0 +1,292 @@
+"""Laws of the fit: what moves when the image is moved, turned, scaled, masked; and what must not."""
+
+import jax
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from pipeline import columns, fit, likelihood
+from tests import stamps
+
+IMAGES, PARAMS = stamps.draw(12, (20, 200), seed=1, shape=(24, 24))
+NAMES = columns.parameter_names("constant", "fit")
+DEFAULTS = {
+    "background": "constant",
+    "scale": "fit",
+    "uncertainty": "pooled",
+    "precision": "float64",
+    "tolerance": 1e-6,
+    "max_steps": 100,
+}
+
+
+def fit_closely(*args, **settings):
+    """Fit to far below an error: laws then hold to far below an error too."""
+    return fit.fit_stack(*args, **{"tolerance": 1e-12} | settings)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return fit_closely(IMAGES)
+
+
+def column(result, name, names=NAMES):
+    return result.params[:, names.index(name)]
+
+
+def close_in_errors(a, b, errors, limit):
+    assert np.max(np.abs(a - b) / errors) < limit
+
+
+def test_sources_are_found(plain):
+    assert not np.any(plain.flags & columns.BIT["NOT_CONVERGED"])
+    assert np.max(np.abs(plain.params[:, :6] - PARAMS) / plain.errors[:, :6]) < 6
+
+
+def test_solution_is_a_stationary_point(plain):
+    for i in range(3):
+        image = likelihood.Image(IMAGES[i], np.ones((24, 24)), np.ones((24, 24)), plain.origin[i])
+        gradient = jax.grad(likelihood.nll)(jax.numpy.asarray(plain.params[i]), image)
+        assert_allclose(likelihood.nll(jax.numpy.asarray(plain.params[i]), image), plain.nll[i], rtol=1e-10)
+        assert np.max(np.abs(gradient) * plain.errors[i]) < 1e-2
+
+
+def test_shifted_image_moves_only_the_centre():
+    frames = np.full((2, *IMAGES.shape[:1], 27, 27), np.nan)
+    frames[0, :, :24, :24] = IMAGES
+    frames[1, :, 2:26, 1:25] = IMAGES
+    still, moved = map(fit_closely, frames)
+    assert_allclose(column(moved, "x0"), column(still, "x0") + 1, atol=1e-5)
+    assert_allclose(column(moved, "y0"), column(still, "y0") + 2, atol=1e-5)
+    close_in_errors(moved.params[:, 2:], still.params[:, 2:], still.errors[:, 2:], 1e-3)
+
+
+def test_turned_image_turns_theta(plain):
+    """A turn by 90 degrees: (x, y) -> (ny - 1 - y, x)."""
+    turned = fit_closely(np.rot90(IMAGES, axes=(1, 2)).copy())
+    assert_allclose(column(turned, "x0"), column(plain, "y0"), atol=1e-4)
+    assert_allclose(column(turned, "y0"), 23 - column(plain, "x0"), atol=1e-4)
+    close_in_errors(turned.derived[:, :5], plain.derived[:, :5], plain.derived_err[:, :5], 1e-2)
+    assert_allclose(np.abs(np.sin(turned.derived[:, 5] - plain.derived[:, 5])), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [4.0, -1.0, 1e-12, 3e8])
+def test_scaled_data_scale_amp_background_and_scale(plain, factor):
+    scaled = fit_closely(IMAGES * factor)
+    expected = plain.params.copy()
+    expected[:, [2, 6]] *= factor
+    expected[:, 7] *= abs(factor)
+    close_in_errors(scaled.params / expected, 1.0, plain.errors / np.abs(expected), 1e-2)
+    assert_allclose(scaled.errors[:, 2], plain.errors[:, 2] * abs(factor), rtol=1e-4)
+    if factor == 4.0:
+        assert_array_equal(scaled.params[:, :2], plain.params[:, :2])
+
+
+def test_added_constant_moves_only_the_background(plain):
+    raised = fit_closely(IMAGES + 1000.0)
+    assert_allclose(column(raised, "background"), column(plain, "background") + 1000, atol=1e-3)
+    close_in_errors(raised.params[:, :6], plain.params[:, :6], plain.errors[:, :6], 1e-2)
+
+
+def test_masked_pixels_may_hold_anything(plain):
+    mask = np.zeros(IMAGES.shape, bool)
+    mask[:, 3:6, 2:9] = True
+    results = []
+    for junk in (0.0, np.nan, 1e30):
+        images = IMAGES.copy()
+        images[mask] = junk
+        results.append(fit.fit_stack(images, mask))
+    for other in results[1:]:
+        for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(other), strict=True):
+            assert_array_equal(a, b)
+    assert_array_equal(results[0].n_pixels, 24 * 24 - 21)
+
+
+def test_non_finite_pixels_are_not_used(plain):
+    images = IMAGES.copy()
+    images[:, 0, 0], images[:, 1, 1] = np.nan, np.inf
+    assert_array_equal(fit.fit_stack(images).n_pixels, 24 * 24 - 2)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("shape", [(24, 24), (21, 17)])
+def test_rows_do_not_depend_on_order_neighbours_or_count(precision, shape):
+    images, _ = stamps.draw(70, (5, 1000), seed=2, shape=shape)
+    whole = fit.fit_stack(images, precision=precision)
+    order = np.random.default_rng(0).permutation(70)
+    shuffled = fit.fit_stack(images[order], precision=precision)
+    alone = fit.fit_stack(images[7:8], precision=precision)
+    for a, b, c in zip(*map(jax.tree.leaves, (whole, shuffled, alone)), strict=True):
+        assert_array_equal(a[order], b)
+        assert_array_equal(a[7:8], c)
+
+
+def test_vmap_equals_a_loop(plain):
+    dials = fit.Dials(*map(jax.numpy.asarray, (0.0, 0.0, 1e-12, 100, 0)))
+
+    def one(image):
+        return fit.fit_image(
+            image, image != image, None, np.array([24, 24]), dials, n_background=1, fit_scale=True, precision="float64"
+        )
+
+    together = jax.jit(jax.vmap(one))(IMAGES[:4])
+    close_in_errors(together.params, plain.params[:4], plain.errors[:4], 1e-5)
+    assert_array_equal(together.flags, plain.flags[:4])
+
+
+def test_float32_is_close_in_errors(plain):
+    single = fit.fit_stack(IMAGES, precision="float32")
+    close_in_errors(single.params, plain.params, plain.errors, 0.02)
+    assert_allclose(single.errors, plain.errors, rtol=0.02)
+
+
+def test_noise_map_takes_the_unit_of_the_scale():
+    """Noise given in the map: the scale is near the half-width over it, whatever the unit of the image."""
+    r = np.random.default_rng(3)
+    noise = np.exp(r.normal(0, 0.5, IMAGES.shape))
+    clean, params = stamps.draw(12, (30, 100), seed=4, shape=(24, 24), noise="cauchy")
+    y, x = np.mgrid[:24, :24].astype(float)
+    sources = fit.model.gaussian(params[:, None, None, :], x, y)
+    images = sources + noise * (clean - sources)
+    result = fit.fit_stack(images, noise_map=noise)
+    tenfold = fit.fit_stack(images * 10, noise_map=noise * 10)
+    assert_allclose(column(result, "scale"), 1.0, atol=0.25)
+    assert_allclose(column(tenfold, "scale"), column(result, "scale"), rtol=1e-4)
+    assert np.max(np.abs(result.params[:, :6] - params) / result.errors[:, :6]) < 6
+    plain = fit.fit_stack(images)
+    assert np.median(result.errors[:, 0] / plain.errors[:, 0]) < 1.0
+
+
+def test_pixels_of_zero_or_nan_noise_are_not_used():
+    noise = np.ones(IMAGES.shape)
+    noise[:, 0, :3] = [0.0, np.nan, -1.0]
+    assert_array_equal(fit.fit_stack(IMAGES, noise_map=noise).n_pixels, 24 * 24 - 3)
+
+
+def test_plane_is_recovered_about_the_start():
+    y, x = np.mgrid[:24, :24].astype(float)
+    images = IMAGES + 5 + 0.2 * x - 0.1 * y
+    names = columns.parameter_names("plane", "fit")
+    result = fit.fit_stack(images, background="plane")
+    height = 5 + 0.2 * result.origin[:, 0] - 0.1 * result.origin[:, 1]
+    truth = np.stack([height, np.full(12, 0.2), np.full(12, -0.1)], axis=-1)
+    first = names.index("background")
+    assert np.max(np.abs(result.params[:, first : first + 3] - truth) / result.errors[:, first : first + 3]) < 5
+
+
+def test_held_values_keep_their_value_without_error():
+    rows, covariance = fit.fit_rows(IMAGES, **DEFAULTS | {"background": 0.5, "scale": 2.0})
+    assert_array_equal(rows["background"], 0.5)
+    assert_array_equal(rows["scale"], 2.0)
+    assert np.isnan(rows["background_err"]).all()
+    assert np.isnan(rows["scale_err"]).all()
+    assert covariance["pooled"].shape == (12, 6, 6)
+
+
+def test_rows_are_the_columns_of_the_catalogue():
+    rows, covariance = fit.fit_rows(IMAGES, **DEFAULTS)
+    wanted = {c.name: c.dtype for c in columns.COLUMNS if c.group in ("fitted", "derived", "quality")}
+    assert {name: values.dtype for name, values in rows.items()} == wanted
+    assert set(covariance) == set(columns.COVARIANCES)
+    assert_allclose(rows["x0_err"] ** 2, covariance["pooled"][:, 0, 0])
+
+
+CHANGES = {
+    "background": "plane",
+    "scale": 0.7,
+    "uncertainty": "hessian",
+    "precision": "float32",
+    "tolerance": 1e-2,
+    "max_steps": 3,
+}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_every_setting_changes_the_rows(key):
+    before, _ = fit.fit_rows(IMAGES, **DEFAULTS)
+    after, _ = fit.fit_rows(IMAGES, **DEFAULTS | {key: CHANGES[key]})
+    assert any(not np.array_equal(before[name], after[name], equal_nan=True) for name in ("x0", "x0_err"))
+
+
+def test_empty_stack_gives_no_rows():
+    rows, covariance = fit.fit_rows(np.empty((0, 24, 24)), **DEFAULTS)
+    assert {len(v) for v in rows.values()} == {0}
+    assert covariance["pooled"].shape == (0, 8, 8)
+
+
+HOPELESS = {
+    "all masked": np.full((16, 16), np.nan),
+    "too few pixels": np.where(np.arange(256).reshape(16, 16) < 10, 1.0, np.nan),
+}
+
+
+@pytest.mark.parametrize("name", HOPELESS)
+def test_too_few_pixels_give_nan_and_a_flag(name):
+    rows, _ = fit.fit_rows(HOPELESS[name][None], **DEFAULTS)
+    assert rows["flags"][0] & columns.BIT["TOO_FEW_PIXELS"]
+    assert np.isnan(rows["x0"][0])
+    assert np.isnan(rows["nll"][0])
+
+
+def hot_pixel():
+    image = np.zeros((16, 16))
+    image[4, 5] = 1e4
+    return image
+
+
+ODD = {
+    "constant": np.full((16, 16), 7.0),
+    "one hot pixel": hot_pixel(),
+    "two values": (np.arange(256).reshape(16, 16) % 2).astype(float),
+    "a row": np.arange(40.0)[None, :] ** 2,
+    "a column": np.arange(40.0)[:, None] ** 2,
+    "huge values": np.random.default_rng(0).standard_cauchy((16, 16)) * 1e200,
+    "tiny values": np.random.default_rng(0).standard_cauchy((16, 16)) * 1e-200,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_images_end_as_a_flagged_row(name):
+    rows, _ = fit.fit_rows(ODD[name][None], **DEFAULTS)
+    assert rows["flags"][0] != 0
+    assert rows["n_pixels"][0] == ODD[name].size
+
+
+def test_negative_source_and_edge_and_low_snr():
+    y, x = np.mgrid[:24, :24].astype(float)
+    noise = np.random.default_rng(5).standard_normal((3, 24, 24))
+    truth = np.array([[12.0, 11.0, -60.0, 2.0, 0, 0], [0.5, 11.0, 60.0, 2.0, 0, 0], [12.0, 11.0, 1e-3, 2.0, 0, 0]])
+    rows, _ = fit.fit_rows(fit.model.gaussian(truth[:, None, None, :], x, y) + noise, **DEFAULTS)
+    assert rows["amp"][0] < -50
+    assert rows["snr"][0] > 10
+    assert rows["flags"][1] & columns.BIT["NEAR_EDGE"]
+    assert rows["flags"][2] & columns.BIT["LOW_SNR"]
+    assert not rows["flags"][0] & (columns.BIT["NEAR_EDGE"] | columns.BIT["LOW_SNR"])
+
+
+def test_masked_peak_and_round_and_misfit_flags():
+    y, x = np.mgrid[:32, :32].astype(float)
+    noise = np.random.default_rng(6).standard_normal((3, 32, 32))
+    truth = np.array([[16.0, 15.0, 80.0, 2.5, 0, 0]] * 3)
+    images = fit.model.gaussian(truth[:, None, None, :], x, y) + noise
+    # A core as exponentials have it: no Gaussian, at any width.
+    images[2] = 400 * np.exp(-np.hypot(x - 16, y - 15) / 1.5) + noise[2]
+    mask = np.zeros(images.shape, bool)
+    mask[0, 15, 16] = True
+    rows, _ = fit.fit_rows(images, mask, **DEFAULTS)
+    assert rows["flags"][0] & columns.BIT["MASKED_PEAK"]
+    assert rows["flags"][1] & columns.BIT["ROUND"]
+    assert not rows["flags"][1] & columns.BIT["MISFIT"]
+    assert rows["flags"][2] & columns.BIT["MISFIT"]
+
+
+def test_wrong_shapes_are_refused_with_a_sentence():
+    with pytest.raises(ValueError, match=r"images: got an array of shape \(24, 24\), wanted a stack"):
+        fit.fit_stack(IMAGES[0])
+    with pytest.raises(ValueError, match=r"mask: got shape \(1, 24, 24\), wanted that of the images"):
+        fit.fit_stack(IMAGES, np.zeros((1, 24, 24), bool))
+
+
+@pytest.mark.parametrize(("size", "side"), [(1, 8), (8, 8), (9, 16), (63, 64), (192, 192), (513, 640), (3000, 3072)])
+def test_padded_side(size, side):
+    assert fit.padded_side(size) == side
