@@ -15,6 +15,8 @@ CLIP = 4.0  # of the clipped map, in units of the half interquartile range
 NARROWEST = 1.0  # pixel; widths of the filters go up from here
 WIDENING = 1.7
 BISECTIONS = 48
+CORE = 8.0  # most that a peak may exceed the median of its 9 pixels: a Gaussian of sigma 0.5 px
+BRIGHT_WIDTHS = (0.6, 0.9, 1.4, 2.2, 3.5)  # pixel; tried at the brightest place of the 3 x 3 median
 LEAST_SCALE = 1e-3  # in working units; a scale of zero has no likelihood
 
 
@@ -52,20 +54,38 @@ def _kernel(size: int, width: float, dtype) -> jax.Array:
 
 
 def _median9(image):
-    """Median of each 3 x 3 neighbourhood, edges repeated; through a network of minima and maxima."""
-    padded = jnp.pad(image, 1, mode="edge")
+    """Median of each 3 x 3 neighbourhood, 0 beyond the edges, by a network of minima and maxima."""
     ny, nx = image.shape
-    stack = [padded[i : i + ny, j : j + nx] for i in range(3) for j in range(3)]
+    padded = jnp.pad(image, 1)
+    shifted = [padded[i : i + ny, j : j + nx] for i in range(3) for j in range(3)]
 
-    def order(*items):
-        a, b, c = items
+    def order(a, b, c):
         low, high = jnp.minimum(a, b), jnp.maximum(a, b)
-        middle, top = jnp.minimum(high, c), jnp.maximum(high, c)
-        return jnp.minimum(low, middle), jnp.maximum(low, middle), top
+        return jnp.minimum(low, c), jnp.maximum(low, jnp.minimum(high, c)), jnp.maximum(high, c)
 
-    rows = [order(*stack[3 * i : 3 * i + 3]) for i in range(3)]
-    lows, middles, highs = zip(*rows, strict=True)
+    lows, middles, highs = zip(*(order(*shifted[3 * i : 3 * i + 3]) for i in range(3)), strict=True)
     return order(order(*lows)[2], order(*middles)[1], order(*highs)[0])[1]
+
+
+def _peak(image, row, column):
+    """The brightest of the 9 pixels around one, and two estimates of the peak of a source there.
+
+    Returns row, column, the median of the 9 pixels around the brightest, and the second highest of them, which is near
+    the peak of a source narrower than the neighbourhood, but no more than CORE times the median: two hot pixels side
+    by side are no source. The sign is that of the median.
+    """
+    ny, nx = image.shape
+    padded = jnp.pad(image, 1)  # an edge repeated would make two hot pixels of one
+
+    def around(row, column):
+        return jax.lax.dynamic_slice(padded, (row, column), (3, 3)).reshape(-1)
+
+    values = around(row, column)
+    sign = jnp.sign(jnp.sort(values)[4])
+    best = jnp.argmax(sign * values)
+    row, column = jnp.clip(row + best // 3 - 1, 0, ny - 1), jnp.clip(column + best % 3 - 1, 0, nx - 1)
+    ordered = jnp.sort(sign * around(row, column))
+    return row, column, sign * ordered[4], sign * jnp.minimum(ordered[7], CORE * jnp.abs(ordered[4]))
 
 
 def guess(image: Image):
@@ -107,22 +127,25 @@ def guess(image: Image):
         scores.append(jnp.max(flat, axis=1) / jnp.sqrt(jnp.maximum(variance, 1e-12)))
     best = jnp.argmax(jnp.stack(scores), axis=0)
     place = jnp.stack(places)[best, jnp.arange(2)]
-    smooth = _median9(residual)
-    x, y = (place % nx).astype(dtype), (place // nx).astype(dtype)
     width = jnp.asarray(widths, dtype)[best]
-
     xs, ys = jnp.arange(nx, dtype=dtype)[None, :], jnp.arange(ny, dtype=dtype)[:, None]
 
     candidates = []
     for m in range(2):
-        peak = smooth.reshape(-1)[place[m]]
+        row, column = place[m] // nx, place[m] % nx
+        x, y = column.astype(dtype), row.astype(dtype)
+        _, _, middle, peak = _peak(residual, row, column)
         for stretch in (0.5, 0.8, 1.25):
             sigma = width[m] * stretch
-            shape = jnp.exp(-0.5 * ((xs - x[m]) ** 2 + (ys - y[m]) ** 2) / sigma**2)
+            shape = jnp.exp(-0.5 * ((xs - x) ** 2 + (ys - y) ** 2) / sigma**2)
             weight = used * shape / (noise * noise)
             limit = jnp.maximum(jnp.abs(peak), CLIP * scale)
             mean = jnp.sum(weight * jnp.clip(residual, -limit, limit)) / jnp.maximum(jnp.sum(weight * shape), 1e-12)
-            candidates += [(x[m], y[m], peak, sigma), (x[m], y[m], mean, sigma)]
+            candidates += [(x, y, amp, sigma) for amp in (middle, peak, mean)]
+    smooth = jnp.abs(_median9(residual)).reshape(-1)
+    row, column, middle, peak = _peak(residual, jnp.argmax(smooth) // nx, jnp.argmax(smooth) % nx)
+    for sigma in BRIGHT_WIDTHS:
+        candidates.append((column.astype(dtype), row.astype(dtype), peak, jnp.asarray(sigma, dtype)))
     table = jnp.stack([jnp.stack(c) for c in candidates])
     coarse = jnp.maximum(scale, 0.3 * jnp.max(jnp.abs(table[:, 2])))
 
