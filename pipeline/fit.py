@@ -171,7 +171,11 @@ def _program(**form):
     """The compiled fit of a batch: (data, mask, noise or None, shape), each with leading axis B, and `Dials`."""
 
     def batch(images, dials):
-        return jax.lax.map(lambda image: fit_image(*image, dials, **form), images, batch_size=lanes)
+        def one(image):
+            data, mask, noise, shape = image
+            return fit_image(data, mask, noise, shape, dials, **form)
+
+        return jax.lax.map(one, images, batch_size=lanes)
 
     # On a CPU one image after the other: vectors are filled by its pixels, no image waits for the slowest of a batch,
     # and a row's bits cannot depend on its place. An accelerator needs the whole batch at once.

@@ -144,8 +144,8 @@ def guess(image: Image):
             candidates += [(x, y, amp, sigma) for amp in (middle, peak, mean)]
     smooth = jnp.abs(_median9(residual)).reshape(-1)
     row, column, middle, peak = _peak(residual, jnp.argmax(smooth) // nx, jnp.argmax(smooth) % nx)
-    for sigma in BRIGHT_WIDTHS:
-        candidates.append((column.astype(dtype), row.astype(dtype), peak, jnp.asarray(sigma, dtype)))
+    for bright in BRIGHT_WIDTHS:
+        candidates.append((column.astype(dtype), row.astype(dtype), peak, jnp.asarray(bright, dtype)))
     table = jnp.stack([jnp.stack(c) for c in candidates])
     coarse = jnp.maximum(scale, 0.3 * jnp.max(jnp.abs(table[:, 2])))
 

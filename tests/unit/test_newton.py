@@ -11,7 +11,6 @@ from numpy.testing import assert_allclose
 from pipeline import newton
 from pipeline.likelihood import Terms
 
-
 solve = jax.jit(newton.solve)
 
 
