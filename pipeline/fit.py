@@ -19,7 +19,6 @@ from pipeline import columns, likelihood, model, moments, newton, quality, start
 SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
 BATCH_PIXELS = 1 << 16  # pixels in a batch, about
 MAX_BATCH = 64
-WIDE_START = 0.3  # of the peak: the scale from which the continuation begins
 
 
 class FitResult(NamedTuple):
@@ -114,7 +113,7 @@ def fit_image(data, mask, noise, shape, dials: Dials, *, n_background: int, fit_
     image = image._replace(origin=source[:2])
     target = first_scale if fit_scale else (dials.scale / scale_unit).astype(dtype)
     typical_noise = jnp.sqrt(jnp.sum(image.used * image.noise**2) / jnp.maximum(jnp.sum(image.used), 1.0))
-    wide = jnp.maximum(target, WIDE_START * jnp.abs(source[2]) / typical_noise)
+    wide = jnp.maximum(target, start.WIDE * jnp.abs(source[2]) / typical_noise)
     first = likelihood.to_free(jnp.concatenate([source, jnp.zeros(n_background, dtype), wide[None]]))
     state = newton.minimise(
         evaluate=lambda free: moments.terms(free, image),

@@ -1,8 +1,9 @@
-"""First guess of the parameters of one image: matched filters on two robust maps, the better likelihood kept.
+"""First guess of the parameters of one image: several candidates, the best likelihood kept.
 
 Clipped residuals show bright sources, on which every robust weight vanishes; redescending ones show faint sources
-among outliers. Each map is filtered with Gaussians of several widths; the strongest peak of either sign wins. Working
-on filtered maps rather than on pixels is what makes hot pixels harmless.
+among outliers. Each of these two maps is filtered with Gaussians of several widths, and the strongest peak of either
+sign is a candidate. The peak of the 3 x 3 median is a third: it shows sources narrower than any filter, whose cores a
+robust fit would otherwise take for outliers in their own wings. Hot pixels move none of the three.
 """
 
 import jax
@@ -15,6 +16,8 @@ CLIP = 4.0  # of the clipped map, in units of the half interquartile range
 NARROWEST = 1.0  # pixel; widths of the filters go up from here
 WIDENING = 1.7
 BISECTIONS = 48
+STRETCHES = (0.5, 0.8, 1.25)  # of the strongest filter's width, tried as sigma
+WIDE = 0.3  # of the peak: a scale at which a first guess is near enough, and from which the continuation begins
 CORE = 8.0  # most that a peak may exceed the median of its 9 pixels: a Gaussian of sigma 0.5 px
 BRIGHT_WIDTHS = (0.6, 0.9, 1.4, 2.2, 3.5)  # pixel; tried at the brightest place of the 3 x 3 median
 LEAST_SCALE = 1e-3  # in working units; a scale of zero has no likelihood
@@ -47,10 +50,32 @@ def filter_widths(ny: int, nx: int) -> list[float]:
     return [NARROWEST * WIDENING**i for i in range(count)]
 
 
-def _kernel(size: int, width: float, dtype) -> jax.Array:
-    """(size, size) matrix that convolves with exp(-d^2 / (2 width^2))."""
-    offsets = np.arange(size)[:, None] - np.arange(size)[None, :]
-    return jnp.asarray(np.exp(-0.5 * (offsets / width) ** 2), dtype=dtype)
+def _strongest(maps, used, widths):
+    """Place and width of the strongest response of either sign, for each map.
+
+    maps : array (k, ny, nx), zero where unused. widths : array (w,) [pixel].
+    Returns rows, columns (k,) int and widths (k,).
+    """
+    k, ny, nx = maps.shape
+
+    def kernel(size, width):
+        offsets = jnp.arange(size, dtype=maps.dtype)
+        return jnp.exp(-0.5 * ((offsets[:, None] - offsets[None, :]) / width) ** 2)
+
+    def peak(width):
+        over_y, over_x = kernel(ny, width), kernel(nx, width)
+        power = over_y**2 @ used @ over_x**2
+        # Where most of the filter falls on unused pixels its response is mostly luck.
+        enough = (power > 0.25 * jnp.max(power))[None]
+        response = jnp.einsum("ij,mjk,kl->mil", over_y, maps, over_x)
+        score = jnp.where(enough, jnp.abs(response) / jnp.sqrt(jnp.maximum(power, 1e-12))[None], 0.0).reshape(k, -1)
+        return jnp.max(score, axis=1), jnp.argmax(score, axis=1)
+
+    # One width after the other: one small program, and memory for one filter.
+    scores, places = jax.lax.map(peak, widths)
+    best = jnp.argmax(scores, axis=0)
+    place = jnp.take_along_axis(places, best[None], axis=0)[0]
+    return place // nx, place % nx, widths[best]
 
 
 def _median9(image):
@@ -112,48 +137,35 @@ def guess(image: Image):
     scale = jnp.maximum(scale, LEAST_SCALE)
     z = ratio / scale
     maps = jnp.stack([used * jnp.clip(z, -CLIP, CLIP), used * 2.0 * z / (1.0 + z * z)])
-    variance = jnp.sum(maps**2, axis=(1, 2)) / jnp.maximum(jnp.sum(used), 1.0)
-
-    scores, places, widths = [], [], filter_widths(ny, nx)
-    for size in widths:
-        column, row = _kernel(ny, size, dtype), _kernel(nx, size, dtype)
-        power = (column**2) @ used @ (row**2)
-        response = jnp.einsum("ij,mjk,kl->mil", column, maps, row)
-        # Where most of the filter falls on unused pixels its response is mostly luck.
-        enough = (power > 0.25 * jnp.max(power))[None]
-        score = jnp.where(enough, response / jnp.sqrt(jnp.maximum(power, 1e-12))[None], 0.0)
-        flat = jnp.abs(score).reshape(2, -1)
-        places.append(jnp.argmax(flat, axis=1))
-        scores.append(jnp.max(flat, axis=1) / jnp.sqrt(jnp.maximum(variance, 1e-12)))
-    best = jnp.argmax(jnp.stack(scores), axis=0)
-    place = jnp.stack(places)[best, jnp.arange(2)]
-    width = jnp.asarray(widths, dtype)[best]
+    rows, columns, widths = _strongest(maps, used, jnp.asarray(filter_widths(ny, nx), dtype))
     xs, ys = jnp.arange(nx, dtype=dtype)[None, :], jnp.arange(ny, dtype=dtype)[:, None]
 
+    def shape(x, y, sigma):
+        return jnp.exp(-0.5 * ((xs - x) ** 2 + (ys - y) ** 2) / sigma**2)
+
     candidates = []
-    for m in range(2):
-        row, column = place[m] // nx, place[m] % nx
+    for row, column, width in zip(rows, columns, widths, strict=True):
         x, y = column.astype(dtype), row.astype(dtype)
-        _, _, middle, peak = _peak(residual, row, column)
-        for stretch in (0.5, 0.8, 1.25):
-            sigma = width[m] * stretch
-            shape = jnp.exp(-0.5 * ((xs - x) ** 2 + (ys - y) ** 2) / sigma**2)
-            weight = used * shape / (noise * noise)
-            limit = jnp.maximum(jnp.abs(peak), CLIP * scale)
-            mean = jnp.sum(weight * jnp.clip(residual, -limit, limit)) / jnp.maximum(jnp.sum(weight * shape), 1e-12)
-            candidates += [(x, y, amp, sigma) for amp in (middle, peak, mean)]
-    smooth = jnp.abs(_median9(residual)).reshape(-1)
-    row, column, middle, peak = _peak(residual, jnp.argmax(smooth) // nx, jnp.argmax(smooth) % nx)
-    for bright in BRIGHT_WIDTHS:
-        candidates.append((column.astype(dtype), row.astype(dtype), peak, jnp.asarray(bright, dtype)))
-    table = jnp.stack([jnp.stack(c) for c in candidates])
-    coarse = jnp.maximum(scale, 0.3 * jnp.max(jnp.abs(table[:, 2])))
+        _, _, middle, high = _peak(residual, row, column)
+        limit = jnp.maximum(jnp.abs(high), CLIP * scale)
+        for stretch in STRETCHES:
+            sigma = width * stretch
+            weight = used * shape(x, y, sigma)
+            power = jnp.sum(weight * shape(x, y, sigma) / noise**2)
+            mean = jnp.sum(weight * jnp.clip(residual, -limit, limit) / noise**2) / jnp.maximum(power, 1e-12)
+            candidates += [(x, y, amp, sigma) for amp in (middle, high, mean)]
+    brightest = jnp.argmax(jnp.abs(_median9(residual)))
+    row, column, _, high = _peak(residual, brightest // nx, brightest % nx)
+    for sigma in BRIGHT_WIDTHS:
+        candidates.append((column.astype(dtype), row.astype(dtype), high, jnp.asarray(sigma, dtype)))
+    table = jnp.stack([jnp.stack(candidate) for candidate in candidates])
+    # All candidates are judged at one scale, wide enough for the brightest: near enough is then good enough.
+    coarse = jnp.maximum(scale, WIDE * jnp.max(jnp.abs(table[:, 2])))
 
     def cost(candidate):
         x, y, amp, sigma = candidate
-        model = amp * jnp.exp(-0.5 * ((xs - x) ** 2 + (ys - y) ** 2) / sigma**2)
-        return jnp.sum(used * pixel_nll(residual - model, coarse * noise))
+        return jnp.sum(used * pixel_nll(residual - amp * shape(x, y, sigma), coarse * noise))
 
-    winner = table[jnp.argmin(jax.vmap(cost)(table))]
+    winner = table[jnp.argmin(jax.lax.map(cost, table))]
     source = jnp.concatenate([winner, jnp.zeros(2, dtype)])
     return source, scale

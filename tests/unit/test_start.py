@@ -1,0 +1,102 @@
+"""The first guess: near enough for every kind of source that the minimiser must find."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import model, start
+from pipeline.likelihood import Image
+
+quantile = jax.jit(start.quantile)
+guess = jax.jit(start.guess)
+SHAPE = (32, 32)
+
+
+def image_of(params, seed=0, noise=1.0, mask=None):
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]].astype(float)
+    data = model.gaussian(np.array(params, float), x, y) + noise * np.random.default_rng(seed).standard_normal(SHAPE)
+    used = np.ones(SHAPE) if mask is None else 1.0 - mask
+    return Image(data * used, used, np.ones(SHAPE), np.zeros(2))
+
+
+def distance(source, params):
+    return np.hypot(source[0] - params[0], source[1] - params[1])
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.25, 0.5, 0.75]))
+def test_quantile_agrees_with_sorting(seed, probability):
+    r = np.random.default_rng(seed)
+    values, used = r.standard_cauchy(64), (r.random(64) < 0.8) * 1.0
+    ordered = np.sort(values[used > 0])
+    expected = ordered[int(np.ceil(probability * len(ordered))) - 1]
+    span = np.ptp(ordered)
+    assert abs(quantile(jnp.asarray(values), jnp.asarray(used), probability) - expected) <= span * 1e-12
+
+
+SOURCES = {
+    "typical": (15.3, 16.8, 30, 2.2, 0.2, -0.1),
+    "faint": (14.6, 15.1, 5, 2.5, 0, 0),
+    "bright": (15.3, 16.8, 1e4, 2.2, 0.2, -0.1),
+    "negative": (15.3, 16.8, -30, 2.2, 0.2, -0.1),
+    "wide": (14.0, 17.0, 20, 7.0, 0.1, 0.1),
+    "undersampled": (15.3, 16.4, 60, 0.75, 0, 0),
+    "off-centre": (3.2, 27.5, 40, 2.0, 0, 0),
+    "elongated": (15.0, 15.0, 40, 2.5, 1.0, 0.3),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_guess_is_near(name):
+    params = SOURCES[name]
+    source, scale = guess(image_of(params))
+    assert distance(source, params) < 1.2 * params[3] + 0.7
+    assert 0.25 < source[2] / params[2] < 2.5
+    assert 0.3 < source[3] / params[3] < 3
+    assert scale > 0
+
+
+def test_hot_pixels_do_not_move_it():
+    params = SOURCES["typical"]
+    image = image_of(params)
+    r = np.random.default_rng(1)
+    data = image.data.copy()
+    data.reshape(-1)[r.choice(data.size, 40, replace=False)] += 1e5
+    source, _ = guess(image._replace(data=data))
+    assert distance(source, params) < 2
+
+
+def test_two_hot_pixels_side_by_side_in_a_corner_are_no_source():
+    params = SOURCES["faint"]
+    image = image_of(params)
+    data = image.data.copy()
+    data[0, :2] = 300.0
+    source, _ = guess(image._replace(data=data))
+    assert distance(source, params) < 3
+
+
+def test_masked_block_is_ignored():
+    params = SOURCES["typical"]
+    mask = np.zeros(SHAPE)
+    mask[:12] = 1.0
+    source, _ = guess(image_of(params, mask=mask))
+    assert distance(source, params) < 2
+
+
+def test_scale_is_the_half_width_of_cauchy_noise():
+    data = np.random.default_rng(2).standard_cauchy((64, 64))
+    _, scale = guess(Image(data, np.ones((64, 64)), np.ones((64, 64)), np.zeros(2)))
+    assert abs(scale - 1) < 0.1
+
+
+def test_noise_map_counts():
+    """A region of large noise outshines the source where its map is not known."""
+    params = SOURCES["typical"]
+    image = image_of(params)
+    noise = np.ones(SHAPE)
+    noise[:8] = 100.0
+    data = image.data + np.where(noise > 1, 100.0 * np.random.default_rng(3).standard_normal(SHAPE), 0.0)
+    source, _ = guess(image._replace(data=data, noise=noise))
+    assert distance(source, params) < 2

@@ -1,0 +1,97 @@
+"""Covariances: closed forms where there are any, and the relations between them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from pipeline import columns, fit, likelihood, model, moments, uncertainty
+from tests import stamps
+
+IMAGES, PARAMS = stamps.draw(3, (50, 100), seed=11, shape=(24, 24))
+
+
+def at(params, image, *, fit_scale=True):
+    """Covariances of one image at public parameters."""
+    one = likelihood.Image(image, np.ones(image.shape), np.ones(image.shape), np.zeros(2))
+    public = jnp.asarray(params)
+    terms = moments.terms(likelihood.to_free(public), one)
+    return uncertainty.covariances(public, terms, one, fit_scale), public, one
+
+
+@pytest.fixture(scope="module")
+def solved():
+    result = fit.fit_stack(IMAGES, tolerance=1e-14)
+    return at(result.params[0], IMAGES[0])
+
+
+def test_hessian_is_the_inverse_of_the_autodiff_hessian(solved):
+    four, public, image = solved
+    assert_allclose(four.hessian @ jax.hessian(likelihood.nll)(public, image), np.eye(8), atol=1e-7)
+
+
+def test_sandwich_is_made_of_the_pixels_scores(solved):
+    four, public, image = solved
+
+    def pixel(public, y, x):
+        alone = image._replace(used=jnp.zeros((24, 24)).at[y, x].set(1.0))
+        return likelihood.nll(public, alone)
+
+    yy, xx = jnp.meshgrid(jnp.arange(24), jnp.arange(24), indexing="ij")
+    score = jax.vmap(jax.grad(pixel), in_axes=(None, 0, 0))(public, yy.ravel(), xx.ravel())
+    assert_allclose(four.sandwich, four.hessian @ (score.T @ score) @ four.hessian, rtol=1e-6, atol=1e-12)
+
+
+def test_fisher_is_the_closed_form(solved):
+    four, public, image = solved
+    slope = jax.jacfwd(likelihood.predict)(public, image)[..., :7].reshape(-1, 7)
+    information = np.zeros((8, 8))
+    information[:7, :7] = slope.T @ slope / (2 * public[-1] ** 2)
+    information[7, 7] = 24 * 24 / (2 * public[-1] ** 2)
+    assert_allclose(four.fisher @ information, np.eye(8), atol=1e-9)
+
+
+def test_held_scale_leaves_its_row_out(solved):
+    four, public, _ = solved
+    held, _, _ = at(public, IMAGES[0], fit_scale=False)
+    assert held.pooled.shape == (7, 7)
+    assert_allclose(held.fisher, four.fisher[:7, :7], rtol=1e-9)
+
+
+def test_indefinite_hessian_gives_nan_in_its_two_covariances_only():
+    """Far from the source the Hessian is indefinite; what is made of expectations stays finite."""
+    far = np.array([3.0, 3.0, 80.0, 2.0, 0.0, 0.0, 0.0, 1.0])
+    four, _, _ = at(far, IMAGES[0])
+    assert np.isnan(four.hessian).all()
+    assert np.isnan(four.sandwich).all()
+    assert np.isfinite(four.fisher).all()
+    assert np.isfinite(four.pooled).all()
+
+
+def test_all_are_symmetric_and_positive(solved):
+    four, _, _ = solved
+    for kind in columns.COVARIANCES:
+        matrix = np.asarray(getattr(four, kind))
+        assert_allclose(matrix, matrix.T, rtol=1e-6, atol=1e-15)
+        assert np.linalg.eigvalsh(matrix / np.sqrt(np.outer(np.diag(matrix), np.diag(matrix))))[0] > 0
+
+
+def test_a_wide_scale_tends_to_least_squares():
+    """At 100 noise widths pooled is the covariance of least squares, s^2 (J^T J)^-1, on Gaussian noise of rms s."""
+    images, _ = stamps.draw(8, (20, 60), seed=12, shape=(24, 24), noise="gaussian", sigma=(2.0, 3.0))
+    result = fit.fit_stack(images, scale=100.0)
+    y, x = np.mgrid[:24, :24].astype(float)
+    for i in range(8):
+        p = jnp.asarray(result.params[i])
+        slope = jax.jacfwd(lambda q: (model.gaussian(q[:6], x, y) + q[6]).ravel())(p)
+        residual = images[i].ravel() - (model.gaussian(p[:6], x, y) + p[6]).ravel()
+        expected = jnp.sum(residual**2) / (24 * 24 - 7) * jnp.linalg.inv(slope.T @ slope)
+        assert_allclose(np.sqrt(np.diag(result.covariances[0][i])), np.sqrt(np.diag(expected)), rtol=0.01)
+
+
+def test_propagate_is_the_delta_method():
+    covariance = jnp.array([[0.04, 0.01], [0.01, 0.09]])
+    values, errors = uncertainty.propagate(lambda p: jnp.stack([p[0] * p[1], p[0]]), jnp.array([2.0, 3.0]), covariance)
+    assert_allclose(values, [6.0, 2.0])
+    assert_allclose(errors, [np.sqrt(9 * 0.04 + 4 * 0.09 + 2 * 6 * 0.01), 0.2])
