@@ -17,7 +17,9 @@ UTF-8 in bytes; bytes of a file name that are not UTF-8 are kept as they are (pa
 parts give the same file, byte by byte.
 """
 
+import glob
 import os
+import platform
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,11 +71,16 @@ class Summary(NamedTuple):
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give the name of a temporary file that takes the place of ``path``, whole and on disk, when the block ends well.
 
-    If the block raises, the temporary file is removed and ``path`` stays what it was. The temporary name is fixed, so
-    that what a killed job left behind is overwritten by the next.
+    If the block raises, the temporary file is removed and ``path`` stays what it was. Every process has a temporary
+    name of its own: of two that write at once the last one wins, whole. What killed ones left behind is removed.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")
+    stem = f"{path.name}.{platform.node()}-"
+    for left in path.parent.glob(f"{glob.escape(stem)}*.tmp"):
+        process = left.name.removeprefix(stem).removesuffix(".tmp")
+        if process.isdecimal() and not _runs(int(process)):
+            left.unlink(missing_ok=True)
+    temporary = path.with_name(f"{stem}{os.getpid()}.tmp")
     try:
         yield temporary
         _sync(temporary)
@@ -105,7 +112,7 @@ def write_part(
         Order of the last two axes of ``covariance``.
     rejected : iterable of (file, hdu, plane, source, reason)
     unit : str
-        BUNIT of the images, "" where they have none or differ.
+        BUNIT of the images, "" where they have none; where they differ, one a line.
 
     Raises
     ------
@@ -173,7 +180,7 @@ def merge(
             raise ValueError(msg)
     count = sum(head.rows for head in heads)
     widths = {table: {k: max(h.widths[table][k] for h in heads) for k in w} for table, w in heads[0].widths.items()}
-    image, note = _common_unit({head.unit for head in heads if head.rows})
+    image, note = _common_unit({text for head in heads if head.rows for text in head.unit.split("\n")})
     texts = {c.name: (image_units or {}).get(c.name.removesuffix("_err"), c.unit) for c in COLUMNS}
     bits = _pack(path, FLAG_BITS, _columns(FLAG_BITS, ((f.name, f.bit, f.meaning) for f in FLAGS)))
 
@@ -395,6 +402,17 @@ def _open(path: str | Path) -> h5py.File:
         # h5py says what is wrong, but not with which file.
         msg = f"{path}: cannot be read as HDF5: {error}"
         raise OSError(msg) from error
+
+
+def _runs(process: int) -> bool:
+    """Whether a process with this number runs on this machine."""
+    try:
+        os.kill(process, 0)  # signal 0 asks, and does nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _sync(path: Path) -> None:

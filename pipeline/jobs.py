@@ -166,7 +166,7 @@ def fit(
         {kind: np.concatenate([batch[kind] for batch in covariances])[order] for kind in COVARIANCES},
         parameters,
         rejected,
-        units.pop() if len(units) == 1 else "",
+        "\n".join(sorted(units)),
     )
     facts = {
         "images": len(order),

@@ -150,7 +150,8 @@ def listing_digest(files: list[str]) -> str:
     for file in sorted(set(files)):
         try:
             status = os.stat(file)
-            seen = f"{status.st_size} {status.st_mtime_ns}"
+            # Of a chmod, which can make a file readable, only the last tells.
+            seen = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
         except (OSError, ValueError):
             seen = "none"
         digest.update(f"{file}\0{seen}\0".encode("utf-8", "surrogateescape"))

@@ -1,5 +1,6 @@
 """The catalogue on disk: every reader gets what was written, with its unit; whole or not at all; always the same."""
 
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -109,6 +110,8 @@ def test_every_column_has_its_unit_and_description(merged):
     [
         (("", ""), "name no unit"),
         (("Jy/beam", "mJy/beam"), "differ in their unit (BUNIT): 'Jy/beam', 'mJy/beam'"),
+        (("Jy/beam\nmJy/beam", "Jy/beam"), "differ in their unit (BUNIT): 'Jy/beam', 'mJy/beam'"),
+        (("\nJy/beam",), "differ in their unit (BUNIT): '', 'Jy/beam'"),
         (("Jy/beam", ""), "differ"),
         (("JY/BEEM", "JY/BEEM"), "not one that astropy reads: 'JY/BEEM'"),
         (("mag(AB)", "mag(AB)"), "not one that astropy reads"),
@@ -254,6 +257,25 @@ def test_a_kill_in_mid_write_leaves_the_old_file_and_the_next_write_succeeds(tmp
     part(target, 3)
     assert target.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["0.h5"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    target = tmp_path / "a"
+    code = (
+        "import sys\nfrom pipeline.catalogue import replacing\n"
+        f"with replacing({str(target)!r}) as path:\n"
+        "    path.write_text('other'); print('open', flush=True); sys.stdin.readline()\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen([sys.executable, "-c", code], cwd=root, stdin=-1, stdout=-1, text=True) as other:
+        assert other.stdout.readline() == "open\n"
+        with catalogue.replacing(target) as temporary:
+            temporary.write_text("mine")
+        assert target.read_text() == "mine"
+        other.communicate("\n")
+    assert other.returncode == 0
+    assert target.read_text() == "other"
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_wrong_columns_are_named(tmp_path):

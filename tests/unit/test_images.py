@@ -189,7 +189,7 @@ def test_what_is_no_file(tmp_path):
     assert "no such file" in reason(str(tmp_path / "nothing.fits"))
     assert "a device" in reason("/dev/null")
     assert "too long" in reason("x" * 300)
-    assert "null byte" in reason("a\0b")
+    assert re.search("null (byte|character)", reason("a\0b"))  # the latter since Python 3.13
 
 
 def test_socket(monkeypatch, tmp_path):
@@ -228,38 +228,44 @@ def change(old, new):
     return GOOD.replace(old, new)
 
 
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (GOOD[: len(GOOD) // 2], "truncated: its header promises 81920 bytes of data"),
-        (GOOD[: 2880 * 7 + 17], "truncated: its header promises 81920 bytes of data, 17297 are there"),
-        (GOOD[:1000], "truncated"),
-        (GOOD[:200], "no END"),
-        (change(b"BITPIX  =                  -32", b"BITPIX  =                  -33"), "BITPIX = -33"),
-        (change(b"BITPIX  =                  -32", b"BITPIX  =                  -64"), "truncated"),
-        (change(AXIS, b"NAXIS1  =                   64"), "truncated"),
-        (change(AXIS, b"NAXIS1  =    32000000000000000"), "truncated"),
-        (change(AXIS, b"NAXIS1  = 99999999999999999999"), "NAXIS1 = 99999999999999999999"),
-        (change(AXIS, b"NAXIS1  =                  -32"), "NAXIS1 = -32"),
-        (change(AXIS, b"NAXIS1  =                'abc'"), "NAXIS1 = abc"),
-        (change(AXIS, b"NAXIS1  =                  3.5"), "NAXIS1 = 3.5"),
-        (change(AXIS, b"NAXIX1  =                   32"), "NAXIS1 is missing"),
-        (change(AXIS, b"NAXIS1  =                    0"), "83520 bytes that are no HDU"),
-        (change(b"NAXIS   =                    3", b"NAXIS   =                    1"), "bytes that are no HDU"),
-        (change(b"NAXIS   =                    3", b"NAXIS   =                99999"), "NAXIS = 99999"),
-        (change(END, b" " * 80), "no END"),
-        (b"XIMPLE" + GOOD[6:], "not FITS"),
-        (b"<!DOCTYPE html><html>", "web page"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (b"\0" * 9000, "not FITS"),
-        (b"\x1f\x8bnot gzip at all", "nothing can be decompressed"),
-        (gzip.compress(b""), "nothing can be decompressed"),
-        (gzip.compress(b"text"), "not FITS"),
-        (gzip.compress(GOOD)[:9000], "truncated"),
-        (bz2.compress(GOOD)[:-100], "decompressed"),
-        (gzip.compress(GOOD)[:-1500], "the compressed data are broken"),
-    ],
-)
+def zipped(data):
+    """Gzip without the time of day, so that every process collects the same tests."""
+    return gzip.compress(data, mtime=0)
+
+
+#: Bytes of a file by what is wrong with it, and what the reason says.
+DAMAGE = {
+    "half": (GOOD[: len(GOOD) // 2], "truncated: its header promises 81920 bytes of data"),
+    "odd length": (GOOD[: 2880 * 7 + 17], "truncated: its header promises 81920 bytes of data, 17297 are there"),
+    "cut header": (GOOD[:1000], "truncated"),
+    "short header": (GOOD[:200], "no END"),
+    "BITPIX -33": (change(b"BITPIX  =                  -32", b"BITPIX  =                  -33"), "BITPIX = -33"),
+    "BITPIX -64": (change(b"BITPIX  =                  -32", b"BITPIX  =                  -64"), "truncated"),
+    "NAXIS1 double": (change(AXIS, b"NAXIS1  =                   64"), "truncated"),
+    "NAXIS1 huge": (change(AXIS, b"NAXIS1  =    32000000000000000"), "truncated"),
+    "NAXIS1 beyond int64": (change(AXIS, b"NAXIS1  = 99999999999999999999"), "NAXIS1 = 99999999999999999999"),
+    "NAXIS1 negative": (change(AXIS, b"NAXIS1  =                  -32"), "NAXIS1 = -32"),
+    "NAXIS1 text": (change(AXIS, b"NAXIS1  =                'abc'"), "NAXIS1 = abc"),
+    "NAXIS1 fraction": (change(AXIS, b"NAXIS1  =                  3.5"), "NAXIS1 = 3.5"),
+    "NAXIS1 misspelt": (change(AXIS, b"NAXIX1  =                   32"), "NAXIS1 is missing"),
+    "NAXIS1 zero": (change(AXIS, b"NAXIS1  =                    0"), "83520 bytes that are no HDU"),
+    "NAXIS 1": (change(b"NAXIS   =                    3", b"NAXIS   =                    1"), "bytes that are no HDU"),
+    "NAXIS 99999": (change(b"NAXIS   =                    3", b"NAXIS   =                99999"), "NAXIS = 99999"),
+    "no END": (change(END, b" " * 80), "no END"),
+    "no SIMPLE": (b"XIMPLE" + GOOD[6:], "not FITS"),
+    "web page": (b"<!DOCTYPE html><html>", "web page"),
+    "git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    "zeros": (b"\0" * 9000, "not FITS"),
+    "not gzip": (b"\x1f\x8bnot gzip at all", "nothing can be decompressed"),
+    "gzip of nothing": (zipped(b""), "nothing can be decompressed"),
+    "gzip of text": (zipped(b"text"), "not FITS"),
+    "gzip truncated": (zipped(GOOD)[:9000], "truncated"),
+    "bz2 truncated": (bz2.compress(GOOD)[:-100], "decompressed"),
+    "gzip broken": (zipped(GOOD)[:-1500], "the compressed data are broken"),
+}
+
+
+@pytest.mark.parametrize(("data", "words"), DAMAGE.values(), ids=DAMAGE.keys())
 def test_damaged(tmp_path, data, words):
     file = put(tmp_path / "a.fits", data)
     assert words in reason(file, hdu="all")

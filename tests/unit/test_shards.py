@@ -165,5 +165,7 @@ def test_listing_digest_sees_every_change(tmp_path):
     seen.append(listing_digest([str(first), str(second)]))
     os.utime(second, ns=(5, 5))
     seen.append(listing_digest([str(first), str(second)]))
+    second.chmod(0o600)
+    seen.append(listing_digest([str(first), str(second)]))
     assert len(set(seen)) == len(seen)
     assert listing_digest(["a\0b", "\udcff"]) != listing_digest([])

@@ -1,0 +1,35 @@
+"""The right minimum, from amplitude/scale 5 to 10^4, for three kinds of noise and three sizes."""
+
+import numpy as np
+import pytest
+
+from pipeline import columns, fit
+from tests import stamps
+
+
+@pytest.mark.parametrize(
+    ("noise", "side"), [("cauchy", 32), ("gaussian", 32), ("contaminated", 32), ("cauchy", 24), ("cauchy", 64)]
+)
+def test_right_minimum(noise, side):
+    """nll no worse than at the truth with scale and background at their best, plus 0.05; and near in errors."""
+    count = 600 if side == 32 else 200
+    images, params = stamps.draw(count, (5, 1e4), seed=31, noise=noise, shape=(side, side))
+    result = fit.fit_stack(images)
+    converged = result.flags & columns.BIT["NOT_CONVERGED"] == 0
+    right = converged & (result.nll <= stamps.nll_at_truth(images, params) + 0.05)
+    near = np.all(np.abs(result.params[:, :6] - params) < 6 * result.errors[:, :6], axis=1)
+    assert np.mean(right) >= 0.995
+    assert np.mean(near) >= 0.99
+
+
+def test_outliers_do_not_move_it():
+    """Twenty cosmic rays of a thousand times the noise move a centre by less than its error; least squares is lost."""
+    images, params = stamps.draw(100, (30, 60), seed=32, noise="gaussian")
+    r = np.random.default_rng(33)
+    for image in images:
+        image.reshape(-1)[r.choice(image.size, 20, replace=False)] += 1000.0
+    robust, squares = fit.fit_stack(images), fit.fit_stack(images, scale=1e4)
+    off = np.hypot(*(robust.params[:, :2] - params[:, :2]).T)
+    lost = np.hypot(*(squares.params[:, :2] - params[:, :2]).T)
+    assert np.median(off) < 0.15
+    assert np.median(lost) > 1.0
