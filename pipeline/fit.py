@@ -19,6 +19,7 @@ from pipeline import columns, likelihood, model, moments, newton, quality, start
 SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
 BATCH_PIXELS = 1 << 16  # pixels in a batch, about
 MAX_BATCH = 64
+LEAST_SCALE = 1e-3  # to start from, in working units
 
 
 class FitResult(NamedTuple):
@@ -95,13 +96,17 @@ def fit_image(data, mask, noise, shape, dials: Dials, *, n_background: int, fit_
     enough = n >= 2 * p
     data = jnp.where(good, data, 0.0)
 
-    offset = start.quantile(data, used, 0.5) if n_background else dials.level
-    spread = 0.5 * (start.quantile(data, used, 0.75) - start.quantile(data, used, 0.25))
+    low, middle, high = start.quantiles(data, used, (0.25, 0.5, 0.75))
+    offset = middle if n_background else dials.level
+    spread = 0.5 * (high - low)
     mean_deviation = jnp.sum(used * jnp.abs(data - offset)) / jnp.maximum(n, 1.0)
     spread = jnp.where(spread > 0, spread, jnp.where(mean_deviation > 0, mean_deviation, 1.0))
     unit = jnp.ldexp(jnp.asarray(1.0, data.dtype), jnp.frexp(spread)[1])
-    scale_unit = unit if noise is None else jnp.ones_like(unit)  # with a noise map the scale has no unit
-    noise = jnp.ones_like(data) if noise is None else jnp.where(good, noise / unit, 1.0)
+    if noise is None:
+        scale_unit, noise, ratio_spread = unit, jnp.ones_like(data), spread / unit
+    else:  # the scale has no unit
+        scale_unit, noise = jnp.ones_like(unit), jnp.where(good, noise / unit, 1.0)
+        ratio_spread = start.half_spread((data - offset) / (unit * noise), used)
     image = likelihood.Image(
         data=(jnp.where(good, data - offset, 0.0) / unit).astype(dtype),
         used=used.astype(dtype),
@@ -109,7 +114,9 @@ def fit_image(data, mask, noise, shape, dials: Dials, *, n_background: int, fit_
         origin=jnp.zeros(2, dtype),
     )
 
-    source, first_scale = start.guess(image)
+    # A scale of zero has no likelihood.
+    first_scale = jnp.maximum(ratio_spread, LEAST_SCALE).astype(dtype)
+    source = start.guess(image, first_scale)
     image = image._replace(origin=source[:2])
     target = first_scale if fit_scale else (dials.scale / scale_unit).astype(dtype)
     typical_noise = jnp.sqrt(jnp.sum(image.used * image.noise**2) / jnp.maximum(jnp.sum(image.used), 1.0))

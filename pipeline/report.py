@@ -30,7 +30,9 @@ SAMPLE = 100_000
 PICTURES = 12
 REASONS = 20
 
-VALUES = (*PARAMETERS, *DERIVED, *SKY, *BEAM)
+# Widths are shown as full widths at half maximum: sigma_major and sigma_minor are the same but for a factor.
+_DERIVED = tuple(name for name in DERIVED if name not in ("sigma_major", "sigma_minor"))
+VALUES = (*PARAMETERS, *_DERIVED, *SKY, *BEAM)
 QUALITY = ("snr", "misfit", "outlier_fraction", "n_steps", "condition")
 
 #: Rows with one of these flags are not a solution, so that their errors promise nothing.
@@ -44,7 +46,8 @@ NOMINAL = (0.6827, 0.9545)
 WIDTH, HEIGHT = 240.0, 72.0
 
 MASKED_COLOUR = (0.91, 0.70, 0.25, 1.0)
-RESIDUAL_LIMIT = 5.0
+# In half-widths, like the bound of outlier_fraction.
+RESIDUAL_LIMIT = 10.0
 # Sources in images larger than this are shown with their surroundings only.
 LARGEST_PICTURE = 96
 
@@ -57,7 +60,7 @@ class Axis(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """A histogram ready to draw: SVG paths, ticks as (position, label), and what is not in it."""
+    """A histogram ready to draw: SVG paths, ticks as (position, label), and how many values are not in it."""
 
     name: str
     unit: str
@@ -70,13 +73,17 @@ class Histogram(NamedTuple):
 class Tally(NamedTuple):
     """What a pass over all rows counts.
 
-    ``flags``: rows by bit; ``counts``: counts of the histograms by column; ``finite``: finite values by column;
+    ``fitted``: rows with parameters; ``good``: rows without a flag; ``round_only``: rows with no flag but ROUND;
+    ``solved``: rows that are a solution; ``flags``: rows by bit; ``counts``: counts of the histograms by column;
+    ``finite``: finite values by column, of parameters and errors those of solutions;
     ``worst``: rows with the largest |misfit|; ``unconverged``: the first rows that did not converge;
     ``pulls``: by parameter, counts in PULL_EDGES; ``moments``: by parameter, what `_pull_row` needs besides.
     """
 
     fitted: int
     good: int
+    round_only: int
+    solved: int
     flags: np.ndarray
     counts: dict[str, np.ndarray]
     finite: dict[str, int]
@@ -112,7 +119,7 @@ def write_report(
     """
     summary = read_summary(catalogue_path)
     sample = _sample(catalogue_path, summary)
-    axes = {name: axis for name in sample if name in _SHOWN and (axis := _axis(sample[name])) is not None}
+    axes = {name: axis for name in sample if name in _SHOWN and (axis := _axis(_values(sample, name))) is not None}
     tally = _tally(catalogue_path, summary, axes)
     shown = {name: _column_histogram(name, axes[name], tally, summary) for name in axes}
     page = jinja2.Environment(
@@ -172,41 +179,57 @@ def _sample(path: str | Path, summary: Summary) -> dict[str, np.ndarray]:
     return {name: np.concatenate([slab[name] for slab in slabs]) for name in (*_READ, "row")} if slabs else {}
 
 
+def _values(rows: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """The finite values of a column; of parameters and errors, those of solutions."""
+    use = np.isfinite(rows[name])
+    return rows[name][use if name in QUALITY else use & (rows["flags"] & UNSOLVED == 0)]
+
+
 def _axis(values: np.ndarray) -> Axis | None:
-    """Bins that hold all but the wildest of some values; None where none is finite."""
-    values = values[np.isfinite(values)]
+    """Bins that hold all but the wildest of some finite values; None where there is none."""
     if len(values) == 0:
         return None
-    low, tenth, nine_tenths, high = np.quantile(values, [0.002, 0.1, 0.9, 0.998])
-    if values.dtype.kind == "i" and high - low < 60:
-        return Axis(False, np.arange(math.floor(low) - 0.5, math.ceil(high) + 1.0))
+    low, tenth, nine_tenths, high = np.quantile(values, [0.001, 0.1, 0.9, 0.999])
     log = low > 0 and nine_tenths > 6 * tenth
     if log:
-        low, high = math.log10(low), math.log10(high)
+        low, tenth, nine_tenths, high = (math.log10(value) for value in (low, tenth, nine_tenths, high))
+    reach = 2.0 * (nine_tenths - tenth)
+    if reach > 0:
+        low, high = max(low, tenth - reach), min(high, nine_tenths + reach)
     if not high - low > 1e-9 * max(abs(low), abs(high)):
         pad = 0.5 * abs(low) or 0.5
         low, high = low - pad, high + pad
+    bins = int(np.clip(math.sqrt(len(values)), 12, 40))
+    distinct = np.unique(values)
+    if not log and 1 < len(distinct) < len(values) / 4:
+        # Whole numbers, and shares of as many pixels, lie on a grid: bins of whole steps of it do not beat with it.
+        step = float(np.diff(distinct).min())
+        width = step * max(1, round((high - low) / bins / step))
+        first = float(distinct[np.searchsorted(distinct, low)]) - 0.5 * step
+        return Axis(False, np.arange(first, high + width, width))
     pad = 0.02 * (high - low)
-    return Axis(log, np.linspace(low - pad, high + pad, 1 + int(np.clip(math.sqrt(len(values)), 8, 48))))
+    return Axis(log, np.linspace(low - pad, high + pad, 1 + bins))
 
 
 def _tally(path: str | Path, summary: Summary, axes: Mapping[str, Axis]) -> Tally:
-    fitted = good = 0
+    fitted = good = round_only = solved = 0
     flags = np.zeros(64, dtype=np.int64)
     counts = {name: np.zeros(len(axis.edges) - 1, dtype=np.int64) for name, axis in axes.items()}
     finite = dict.fromkeys(axes, 0)
     worst, misfits = np.zeros(0, dtype=np.int64), np.zeros(0)
     unconverged: list[int] = []
-    measured = (*summary.parameters, *DERIVED) if summary.has_truth else ()
+    measured = (*summary.parameters, *_DERIVED) if summary.has_truth else ()
     pulls = {name: np.zeros(len(PULL_EDGES) + 1, dtype=np.int64) for name in measured}
     moments = {name: np.zeros(5) for name in measured}
     for start, rows in _slabs(path, summary.rows, _READ):
         bits = rows["flags"]
         fitted += int(np.isfinite(rows["x0"]).sum())
         good += int((bits == 0).sum())
+        round_only += int((bits == BIT["ROUND"]).sum())
+        solved += int((bits & UNSOLVED == 0).sum())
         flags += np.array([(bits >> bit & 1).sum() for bit in range(64)])
         for name, axis in axes.items():
-            values = rows[name][np.isfinite(rows[name])]
+            values = _values(rows, name)
             finite[name] += len(values)
             counts[name] += np.histogram(np.log10(values[values > 0]) if axis.log else values, axis.edges)[0]
         unconverged += [start + int(i) for i in np.flatnonzero(bits & BIT["NOT_CONVERGED"])[:PICTURES]]
@@ -224,6 +247,8 @@ def _tally(path: str | Path, summary: Summary, axes: Mapping[str, Axis]) -> Tall
     return Tally(
         fitted=fitted,
         good=good,
+        round_only=round_only,
+        solved=solved,
         flags=flags,
         counts=counts,
         finite=finite,
@@ -291,24 +316,25 @@ def _pull_histogram(name: str, binned: np.ndarray) -> Histogram:
     x = np.linspace(-5.0, 5.0, 81)
     normal = number * 0.25 * np.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)
     outside = number - int(inner[show].sum())
-    ticks = [(float(t), f"{t:g}") for t in (-4, -2, 0, 2, 4)]
-    note = f"{_count(outside)} beyond 5" if outside else ""
+    ticks = [(float(t), _minus(f"{t:g}")) for t in (-4, -2, 0, 2, 4)]
+    note = f"{_count(outside)} beyond ±5" if outside else ""
     return _draw(name, "", edges[12:53], inner[show], ticks, note, (x, normal))
 
 
 def _column_histogram(name: str, axis: Axis, tally: Tally, summary: Summary) -> Histogram:
     low, high = float(axis.edges[0]), float(axis.edges[-1])
     if axis.log:
-        step, digits = max(1, math.ceil((high - low) / 5)), (1, 3) if high - low < 2.5 else (1,)
+        step = max(1, math.ceil((high - low) / 5))
+        digits = (1, 2, 5) if high - low < 1.2 else (1, 3) if high - low < 2.5 else (1,)
         marks = [m * 10.0**k for k in range(math.floor(low), math.ceil(high) + 1) if k % step == 0 for m in digits]
-        ticks = [(math.log10(m), f"{m:g}") for m in marks if low <= math.log10(m) <= high]
+        ticks = [(math.log10(m), _power(f"{m:g}")) for m in marks if low <= math.log10(m) <= high]
     else:
-        marks = np.asarray(MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)).tolist()
+        marks = np.asarray(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)).tolist()
         decimals = max(0, -math.floor(math.log10(marks[1] - marks[0]) + 1e-9))
         wide = max(map(abs, marks)) >= 1e6 or decimals > 6
-        ticks = [(m, f"{m:.4g}" if wide else f"{m:.{decimals}f}") for m in marks if low <= m <= high]
+        ticks = [(m, _power(f"{m:.4g}" if wide else f"{m:.{decimals}f}")) for m in marks if low <= m <= high]
     outside = tally.finite[name] - int(tally.counts[name].sum())
-    undefined = summary.rows - tally.finite[name]
+    undefined = (summary.rows if name in QUALITY else tally.solved) - tally.finite[name]
     notes = [f"{_count(k)} {what}" for k, what in ((outside, "outside"), (undefined, "undefined")) if k]
     return _draw(name, summary.units[name], axis.edges, tally.counts[name], ticks, ", ".join(notes))
 
@@ -346,14 +372,16 @@ def _choose(sample: Mapping[str, np.ndarray], tally: Tally, summary: Summary) ->
     """Rows to picture, and why: the worst, some that did not converge, and typical ones from faint to bright."""
     if summary.rows == 0:
         return []
-    typical = np.flatnonzero((sample["flags"] == 0) & np.isfinite(sample["snr"]))
+    bad = dict.fromkeys([*tally.worst[:4], *tally.unconverged[:3]])
+    typical = np.flatnonzero((sample["flags"] == 0) & np.isfinite(sample["snr"]) & ~np.isin(sample["row"], list(bad)))
     typical = typical[np.argsort(sample["snr"][typical], kind="stable")]
-    places = (len(typical) * np.array([0.1, 0.35, 0.65, 0.9])).astype(int)[: len(typical)]
+    room = min(PICTURES - len(bad), len(typical))
+    places = (len(typical) * (np.arange(room) + 0.5) / max(room, 1)).astype(int)
     groups = [
-        ("largest misfit", tally.worst[:5]),
+        ("largest misfit", tally.worst[:4]),
         ("not converged", tally.unconverged[:3]),
         ("typical", sample["row"][typical[places]].tolist()),
-        ("large misfit", tally.worst[5:]),
+        ("large misfit", tally.worst[4:]),
         ("not converged", tally.unconverged[3:]),
         ("one of the first", list(range(min(PICTURES, summary.rows)))),
     ]
@@ -369,9 +397,11 @@ def _picture(path: str | Path, index: int, why: str, summary: Summary, images: M
     row = {name: values[0] for name, values in read_rows(path, None, index, index + 1).items()}
     numbers = [
         (name, _with_error(row[name], row[f"{name}_err"]), summary.units[name])
-        for name in (*PARAMETERS, *DERIVED)
+        for name in (*PARAMETERS, *_DERIVED)
         if math.isfinite(row[name])
     ]
+    if math.isfinite(row["ra"]) and math.isfinite(row["dec"]):
+        numbers.append(("ra, dec", _minus(f"{row['ra']:.5f}, {row['dec']:+.5f}"), summary.units["ra"]))
     try:
         data, used, noise = _pixels(row, images)
         # Fits that went astray overflow, and pixels that were not used may hold anything.
@@ -411,18 +441,14 @@ def _window(row: Mapping[str, Any], ny: int, nx: int) -> tuple[slice, slice]:
     return cut(row["y0"], ny), cut(row["x0"], nx)
 
 
-def _model(
-    row: Mapping[str, Any], data: np.ndarray, used: np.ndarray, y: np.ndarray, x: np.ndarray
-) -> np.ndarray | None:
+def _model(row: Mapping[str, Any], y: np.ndarray, x: np.ndarray) -> np.ndarray | None:
     """The model at pixels ``(x, y)``, None where the row has no parameters."""
     parameters = np.array([row[name] for name in PARAMETERS[:6]], dtype=np.float64)
     if not np.isfinite(parameters).all():
         return None
     model = gaussian(parameters, x, y) + np.nan_to_num(row["background"], nan=0.0)
     if math.isfinite(row["background_x"]):
-        # The point about which the plane is tilted is not in the catalogue; the pixels tell its height.
-        model = model + row["background_x"] * x + row["background_y"] * y
-        model = model + (np.median((data - model)[used]) if used.any() else 0.0)
+        model = model + row["background_x"] * (x - row["x0_start"]) + row["background_y"] * (y - row["y0_start"])
     return model
 
 
@@ -441,9 +467,15 @@ def _panels(
     def stretch(values: np.ndarray) -> np.ndarray:
         return np.arcsinh((values - middle) / (3.0 * spread))
 
-    # What is left after a 3x3 median is the source and its surroundings; outliers would leave no shades for these.
+    # What is left after a 3x3 median is the source and its surroundings; outliers would leave no shades for these. The
+    # quantiles pass over stars in the way, and the model keeps a source that is smaller than they are.
     smooth = stretch(median_filter(np.where(used, data, middle), 3))
-    low, high = float(smooth.min()) - 0.5, float(smooth.max()) + 0.5
+    low, high = np.quantile(smooth, [0.01, 0.99])
+    model = _model(row, y, x)
+    if model is not None and np.isfinite(model).all():
+        peaks = np.clip(stretch(model), smooth.min(), smooth.max())
+        low, high = min(low, peaks.min()), max(high, peaks.max())
+    low, high = low - 0.4, high + 0.1
     ends = [_number(middle + 3.0 * spread * math.sinh(end)) for end in (low, high)]
     grey = f"{ends[0]} to {ends[1]} {_unit(unit)}".strip()
     frame = {
@@ -460,7 +492,6 @@ def _panels(
     panels = [
         frame | {"name": "data", "range": grey, "src": _png((stretch(data) - low) / (high - low), used, "gray_r")}
     ]
-    model = _model(row, data, used, y, x)
     if model is not None:
         half_width = noise * (row["scale"] if math.isfinite(row["scale"]) and row["scale"] > 0 else spread)
         residual = 0.5 + (data - model) / half_width / (2 * RESIDUAL_LIMIT)
@@ -524,12 +555,27 @@ def _number(value: float) -> str:
     if not math.isfinite(value):
         return "\N{EN DASH}"
     text = f"{value:.3g}" if abs(value) < 1000 or abs(value) >= 1e6 else _count(round(value))
+    return _minus(text)
+
+
+def _minus(text: str) -> str:
+    """A number with a minus sign for its hyphen."""
     return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _power(text: str) -> str:
+    """A number, with a raised power of ten where Python writes 3e+06."""
+    digits, _, power = text.partition("e")
+    if not power:
+        return _minus(digits)
+    times = "" if digits == "1" else f"{_minus(digits)} \N{MULTIPLICATION SIGN} "
+    return f"{times}10{str(int(power)).translate(_RAISED)}"
 
 
 def _unit(text: str) -> str:
     """A unit as astropy writes it, in fewer characters."""
-    return re.sub(r"\b([A-Za-z]+)2\b", "\\1\N{SUPERSCRIPT TWO}", text).replace(" / ", "/")
+    text = re.sub(r"\b([A-Za-z]+)2\b", "\\1\N{SUPERSCRIPT TWO}", text).replace(" / ", "/")
+    return text.removeprefix("1") if text.startswith("1/") else text
 
 
 def _with_error(value: float, error: float) -> str:
@@ -537,9 +583,9 @@ def _with_error(value: float, error: float) -> str:
     if not math.isfinite(value):
         return "undefined"
     if not (math.isfinite(error) and error > 0):
-        return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
+        return _power(f"{value:.6g}")
     power = math.floor(math.log10(max(abs(value), error)))
     shift = power if power >= 6 or power <= -5 else 0
     decimals = max(0, 1 - math.floor(math.log10(error)) + shift)
-    text = f"{value / 10.0**shift:.{decimals}f} ± {error / 10.0**shift:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+    text = _minus(f"{value / 10.0**shift:.{decimals}f} ± {error / 10.0**shift:.{decimals}f}")
     return f"({text}) \N{MULTIPLICATION SIGN} 10{str(shift).translate(_RAISED)}" if shift else text

