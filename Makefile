@@ -24,13 +24,14 @@ UP_TO_DATE = import yaml; folder = yaml.safe_load(open('config.yaml')).get('resu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test calibrate tables lock clean
+.PHONY: help run test calibrate picture tables lock clean
 
 help:
 	@echo 'make run     fit the images of config.yaml; again: only what has changed since'
 	@echo '             JAX=cuda12 or JAX=cuda13: on an NVIDIA GPU; ARGS="...": further arguments of snakemake'
 	@echo 'make test    check style, formats and types, and run every test; ARGS="...": further arguments of pytest'
 	@echo 'make calibrate  measure convergence and coverage by simulation, write docs/calibration.md'
+	@echo 'make picture draw the picture of README.md'
 	@echo 'make tables  write the tables of README.md from the schema and the column definitions'
 	@echo 'make lock    write requirements.txt from pyproject.toml; ARGS=--upgrade: with the newest versions'
 	@echo 'make clean   remove .venv and the caches of tools; results and data stay'
@@ -51,6 +52,9 @@ test: $(INSTALLED)
 
 calibrate: $(INSTALLED)
 	NPROC=2 $(VENV) -m benchmarks.calibrate $(ARGS)
+
+picture: .venv/installed
+	MPLBACKEND=agg NPROC=1 $(VENV) docs/picture.py
 
 tables: .venv/installed
 	$(VENV) docs/tables.py

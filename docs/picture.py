@@ -33,16 +33,16 @@ FITS = (("Cauchy", "fit", "#1668b0"), ("least squares", WIDE, "#d1560b"))
 TRUTH = "#111111"
 #: Ends of the colours of residuals, in rms of the unspoilt pixels, and of the last column, in pixels.
 SIGMAS = 8.0
-REACH = 1.4
+REACH = 1.0
 
 
 def stamps() -> tuple[np.ndarray, np.ndarray]:
     """Three images (3, ny, nx): spoilt pixels alone, with a cosmic ray, with a neighbour; true parameters (3, 7)."""
-    images, truth = simulate.draw(0, 3, shape=SHAPE, seed=12, noise=NOISE, parameters=SOURCES)
+    images, truth = simulate.draw(0, 3, shape=SHAPE, seed=7, noise=NOISE, parameters=SOURCES)
     y, x = np.indices(SHAPE, dtype=float)
     along = np.arange(12)
-    images[1][7 + along, 8 + (0.6 * along).astype(int)] += 30.0
-    images[2] += model.gaussian(np.array([22.5, 20.5, 25.0, 1.7, 0.2, 0.1]), x, y)
+    images[1][12 + along, 12 + (0.6 * along).astype(int)] += 18.0
+    images[2] += model.gaussian(np.array([21.7, 21.3, 9.5, 1.8, 0.2, 0.1]), x, y)
     return images, truth
 
 
@@ -89,15 +89,18 @@ def draw() -> plt.Figure:
         outline(panels[0], [*true[:2], *model.derived(true[:6])[3:6]], TRUTH, lw=1.2, ls=(0, (3, 2)))
         for axes, picture, residual in zip(panels, pictures, (False, False, True, True), strict=False):
             limits = (-SIGMAS, SIGMAS) if residual else (-4.0, 20.0)
-            axes.imshow(picture, origin="lower", cmap="RdBu_r" if residual else "gray_r", vmin=limits[0], vmax=limits[1])
+            axes.imshow(
+                picture, origin="lower", cmap="RdBu_r" if residual else "gray_r", vmin=limits[0], vmax=limits[1]
+            )
             axes.set(xticks=[], yticks=[])
         panels[0].set_ylabel(cause, fontsize=10.5)
         panels[4].plot(0, 0, "+", color=TRUTH, ms=11, mew=1.4)
-        ticks = (-1, 0, 1)
+        ticks = (-0.5, 0, 0.5)
         panels[4].set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal", xticks=ticks, yticks=ticks)
+        panels[4].set(xticklabels=map("{:g}".format, ticks), yticklabels=map("{:g}".format, ticks))
         panels[4].tick_params(labelsize=9, length=3, labelbottom=i == 2)
         panels[4].yaxis.tick_right()
-    figure.subplots_adjust(left=0.03, right=0.965, bottom=0.045, top=0.915, wspace=0.06, hspace=0.06)
+    figure.subplots_adjust(left=0.028, right=0.955, bottom=0.045, top=0.915, wspace=0.06, hspace=0.06)
     return figure
 
 

@@ -18,7 +18,7 @@ from astropy.wcs import WCS
 
 from pipeline import __version__, runtime
 from pipeline.catalogue import merge, replacing, write_part
-from pipeline.columns import BIT, COLUMNS, COVARIANCES, empty_rows, parameter_names
+from pipeline.columns import BIT, COLUMNS, COVARIANCES, PARAMETERS, empty_rows, parameter_names
 from pipeline.images import Block, Rejected, Stack, list_files, read_header, read_planes, scan_file
 from pipeline.shards import assign, image_ids, read_manifest, write_manifests
 
@@ -32,15 +32,6 @@ PROGRESS_SECONDS = 5.0
 PACKAGES = ("numpy", "scipy", "jax", "jaxlib", "astropy", "fitsio", "h5py")
 
 
-class Piece(NamedTuple):
-    """Planes of one block as read: the first is plane ``start`` of its HDU and image ``position`` of the shard."""
-
-    block: Block
-    start: int
-    position: int
-    stack: Stack
-
-
 class Sky(NamedTuple):
     """What a header says: ``wcs`` and ``beam``, or None; ``usable``: the WCS is, or there is none; ``unit`` or ""."""
 
@@ -48,6 +39,16 @@ class Sky(NamedTuple):
     beam: tuple[float, float, float] | None
     usable: bool
     unit: str
+
+
+class Piece(NamedTuple):
+    """Planes of one block as read: the first is plane ``start`` of its HDU and image ``position`` of the shard."""
+
+    block: Block
+    start: int
+    position: int
+    stack: Stack
+    sky: Sky
 
 
 # ---- the rules ------------------------------------------------------------------------------------------------------
@@ -151,7 +152,8 @@ def fit(
         stack = _joined(pieces)
         fitted, covariance = fit_rows(*stack, **fit)
         batch = empty_rows(len(stack.data)) | fitted
-        units |= _complete(batch, covariance[fit["uncertainty"]], pieces, reading["column"])
+        _complete(batch, covariance[fit["uncertainty"]], pieces)
+        units |= {piece.sky.unit for piece in pieces}
         rows.append(batch)
         covariances.append(covariance)
         positions += [piece.position + np.arange(len(piece.stack.data)) for piece in pieces]
@@ -252,7 +254,9 @@ def _batches(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: list
             except (ValueError, OSError) as error:
                 rejected += [Rejected(block.file, block.hdu, plane, -1, str(error)) for plane in range(start, stop)]
             else:
-                waiting.setdefault((block.ny, block.nx), []).append(Piece(block, start, position, stack))
+                # Now, while the reader still knows where the header lies.
+                sky = _sky(block.file, block.hdu, block.mtime_ns, reading["column"])
+                waiting.setdefault((block.ny, block.nx), []).append(Piece(block, start, position, stack, sky))
                 pixels += stack.data.size
             position += stop - start
             if pixels >= BATCH_PIXELS:
@@ -267,30 +271,31 @@ def _joined(pieces: Sequence[Piece]) -> Stack:
     return Stack(np.concatenate(data), np.concatenate(mask), None if noise[0] is None else np.concatenate(noise))
 
 
-def _complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[Piece], column: str | None) -> set[str]:
-    """Fill in the columns that come from the file and its header: identity, sky and beam. Returns the units met.
+def _complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[Piece]) -> None:
+    """Fill in the columns that come from the file and its header: identity, sky and beam.
 
     rows: columns (n,), changed in place; cov: (n, p, p), the covariance behind the errors.
     """
-    from pipeline.sky import sky_columns
+    from pipeline.sky import sky_table
 
-    units = set()
-    params = np.stack([rows[name] for name in ("x0", "y0", "amp", "sigma", "rho", "diff")], axis=1)
-    first = 0
-    for block, start, _, stack in pieces:
-        here = slice(first, first + len(stack.data))
-        first = here.stop
-        planes = start + np.arange(len(stack.data))
-        sky = _sky(block.file, block.hdu, block.mtime_ns, column)
-        units.add(sky.unit)
-        values: dict[str, Any] = {"file": block.file, "hdu": block.hdu, "plane": planes, "source": 0}
-        values["image_id"] = image_ids(block.file, block.hdu, planes, np.zeros_like(planes))
-        values["flags"] = rows["flags"][here] | (0 if sky.usable else BIT["NO_SKY"])
-        if sky.wcs is not None:
-            values |= sky_columns(sky.wcs, sky.beam, params[here], cov[here, :6, :6])
-        for name, value in values.items():
-            rows[name][here] = value
-    return units
+    counts = [len(piece.stack.data) for piece in pieces]
+    for (block, start, _, _, sky), stop, count in zip(pieces, np.cumsum(counts), counts, strict=True):
+        here = slice(stop - count, stop)
+        planes = np.arange(start, start + count)
+        rows["file"][here], rows["hdu"][here] = block.file, block.hdu
+        rows["plane"][here], rows["source"][here] = planes, 0
+        rows["image_id"][here] = image_ids(block.file, block.hdu, planes)
+        rows["flags"][here] |= 0 if sky.usable else BIT["NO_SKY"]
+    headers = [
+        (piece.sky.wcs, piece.sky.beam, count)
+        for piece, count in zip(pieces, counts, strict=True)
+        if piece.sky.wcs is not None
+    ]
+    if headers:
+        known = np.repeat([piece.sky.wcs is not None for piece in pieces], counts)
+        params = np.stack([rows[name][known] for name in PARAMETERS[:6]], axis=1)
+        for name, values in sky_table(headers, params, cov[known, :6, :6]).items():
+            rows[name][known] = values
 
 
 @functools.lru_cache(maxsize=1)

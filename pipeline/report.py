@@ -473,7 +473,7 @@ def _panels(
     low, high = np.quantile(smooth, [0.01, 0.99])
     model = _model(row, y, x)
     if model is not None and np.isfinite(model).all():
-        peaks = np.clip(stretch(model), smooth.min(), smooth.max())
+        peaks = np.clip(stretch(model), *stretch(np.array([pixels.min(), pixels.max()])))
         low, high = min(low, peaks.min()), max(high, peaks.max())
     low, high = low - 0.4, high + 0.1
     ends = [_number(middle + 3.0 * spread * math.sinh(end)) for end in (low, high)]

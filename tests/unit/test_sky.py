@@ -317,6 +317,23 @@ def test_rows_do_not_depend_on_their_number_or_place(sources):
             np.testing.assert_array_equal(values, many[name][start:stop])
 
 
+def test_many_headers_at_once_give_what_each_gives_alone(sources):
+    params, cov = sources
+    headers = [
+        (sky.celestial(header()), None, 3),
+        (sky.celestial(header(CTYPE1="GLON-CAR", CTYPE2="GLAT-CAR")), (3.0, 2.0, 30.0), 1),
+        (None, None, 2),
+        (sky.celestial(header(CRVAL1=10.0, RADESYS="FK4")), (2.0, 2.0, 0.0), len(params) - 6),
+    ]
+    together = sky.sky_table(headers, params, cov)
+    first = 0
+    for wcs, beam, count in headers:
+        here = slice(first, first + count)
+        first += count
+        for name, values in sky.sky_columns(wcs, beam, params[here], cov[here]).items():
+            assert values.tobytes() == together[name][here].tobytes(), name
+
+
 def test_no_rows():
     columns = sky.sky_columns(sky.celestial(header()), None, np.empty((0, 6)), np.empty((0, 6, 6)))
     assert all(values.shape == (0,) for values in columns.values())

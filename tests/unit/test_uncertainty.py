@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy import stats
 
 from pipeline import columns, fit, likelihood, model, moments, uncertainty
 from tests import stamps
@@ -88,6 +89,28 @@ def test_a_wide_scale_tends_to_least_squares():
         residual = images[i].ravel() - (model.gaussian(p[:6], x, y) + p[6]).ravel()
         expected = jnp.sum(residual**2) / (24 * 24 - 7) * jnp.linalg.inv(slope.T @ slope)
         assert_allclose(np.sqrt(np.diag(result.covariances[0][i])), np.sqrt(np.diag(expected)), rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("noise", "g", "expected"),
+    [(stats.cauchy, 1.0, 2.5), (stats.norm, 0.612, 0.127), (stats.t(3), 0.71744, 1.172)],
+    ids=["cauchy", "gaussian", "t3"],
+)
+def test_inflation_of_known_noise(noise, g, expected):
+    """Against quadrature over the density, here as quantiles of a fine grid of probabilities."""
+    probability = (np.arange(400_000) + 0.5) / 400_000
+    t = jnp.asarray(noise.ppf(probability) / g)
+    assert_allclose(uncertainty.inflation(t, jnp.ones(t.shape)), expected, atol=0.01)
+
+
+def test_inflation_is_that_of_simulated_locations():
+    """Variance of the location of 25 Cauchy pixels over its limit 2/n: 1 + 2.5/25 to this order."""
+    r = np.random.default_rng(3).standard_cauchy((40_000, 25))
+    place = np.median(r, axis=1, keepdims=True)
+    for _ in range(60):
+        weight = 1 / (1 + (r - place) ** 2)
+        place = np.sum(weight * r, axis=1, keepdims=True) / np.sum(weight, axis=1, keepdims=True)
+    assert abs(np.mean(place**2) / (2 / 25) - (1 + 2.5 / 25)) < 0.04
 
 
 def test_propagate_is_the_delta_method():

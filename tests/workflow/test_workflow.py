@@ -17,64 +17,13 @@ from astropy.io import fits
 from astropy.table import QTable
 
 import pipeline
-
-ROOT = Path(__file__).resolve().parents[2]
-SNAKEFILE = ROOT / "Snakefile"
+from tests.workflow.runs import ROOT, SNAKEFILE, assert_identical, command, configure, copied, read, snakemake, times
 
 # The runs below are shared by tests: one worker does them all.
 pytestmark = pytest.mark.xdist_group("workflow")
 
 SIMULATED = {"simulated": {"count": 12, "shape": [16, 16]}, "shard_size": 6}
 ODD_NAMES = ("plain.fits", "two words.fits", "b [1] {shard}.fits", "quote'\"$(x);&.fits", "été.fit", "-dash.fts")
-
-
-def command(folder: Path, *arguments: str) -> list[str]:
-    where = ("--snakefile", str(SNAKEFILE), "--directory", str(folder))
-    return [sys.executable, "-m", "snakemake", *where, "--cores", "2", *arguments]
-
-
-def snakemake(folder: Path, *arguments: str, fails: bool = False) -> str:
-    """Run Snakemake in ``folder``, started from elsewhere; what it said."""
-    done = subprocess.run(
-        command(folder, *arguments),
-        cwd=folder.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode != 0) == fails, done.stdout
-    return done.stdout
-
-
-def configure(folder: Path, config: dict) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    return folder
-
-
-def read(folder: Path) -> dict[str, np.ndarray]:
-    """Every dataset that must be the same whenever the input is."""
-    with h5py.File(folder / "results" / "catalogue.h5") as file:
-        names = ("catalogue", "rejected", *(f"covariance/{kind}" for kind in file["covariance"]))
-        return {name: file[name][:] for name in names}
-
-
-def assert_identical(one: Path, other: Path) -> None:
-    first, second = read(one), read(other)
-    assert first.keys() == second.keys()
-    for name, rows in first.items():
-        assert rows.dtype == second[name].dtype, name
-        assert rows.tobytes() == second[name].tobytes(), name
-
-
-def copied(run: Path, folder: Path) -> Path:
-    """A finished run to change, times of files included."""
-    return Path(shutil.copytree(run, folder / "run"))
-
-
-def times(folder: Path, pattern: str) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (folder / "results").glob(pattern)}
 
 
 @pytest.fixture(scope="module")
