@@ -55,10 +55,10 @@ def convergence(count: int) -> list[str]:
 def coverage(count: int) -> list[str]:
     """Rows of the tables of coverage: one a column, for each kind of noise and covariance."""
     rows = []
-    for noise in ("cauchy", "gaussian"):
+    for noise in ("cauchy", "gaussian", "student", "contaminated"):
         print(f"coverage: {noise}", flush=True)
         images, params = stamps.draw(count, (10, 100), seed=2000, noise=noise)
-        scale = simulate.cauchy_scale({"kind": noise, "scale": 1.0})
+        scale = simulate.cauchy_scale({"kind": noise, "scale": 1.0, "fraction": 0.05, "factor": 10.0, "dof": 3.0})
         truth = dict(zip(NAMES, [*params.T, np.zeros(count), np.full(count, scale)], strict=True))
         truth |= dict(zip(columns.DERIVED, model.derived(params).T, strict=True))
         pulls = {}

@@ -39,6 +39,7 @@ MISFIT_SIGMAS = 5.0
 LOW_SNR = 5.0
 MIN_SIGMA = 0.3
 MAX_ELLIPTICITY = 0.98
+MIN_SCALE = 0.01
 
 FLAGS = (
     Flag("NOT_CONVERGED", 0, "the fit stopped before its tolerance was met; parameters are where it stopped"),
@@ -54,7 +55,8 @@ FLAGS = (
     Flag(
         "AT_LIMIT",
         8,
-        f"sigma < {MIN_SIGMA:g} px or larger than the image, or ellipticity e > {MAX_ELLIPTICITY:g}",
+        f"sigma < {MIN_SIGMA:g} px or larger than the image, ellipticity e > {MAX_ELLIPTICITY:g}, or scale < "
+        f"{MIN_SCALE:g} of half the interquartile range of the pixels (many equal pixels: errors mean nothing)",
     ),
     Flag("LOW_SNR", 9, f"snr < {LOW_SNR:g}"),
     Flag("NO_SKY", 10, "the header has celestial axes but no usable WCS: sky columns are NaN"),

@@ -83,7 +83,7 @@ def _described(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _complete(value: Any, part: dict[str, Any]) -> Any:
-    """``value`` with the defaults of ``part`` filled in, keys in its order, numbers as float."""
+    """``value`` with the defaults of ``part`` filled in, keys in its order, numbers as float, integers as int."""
     part = _resolve(part)
     if "properties" in part:
         return {key: _complete(value.get(key, sub.get("default")), sub) for key, sub in part["properties"].items()}
@@ -92,7 +92,9 @@ def _complete(value: Any, part: dict[str, Any]) -> Any:
     for choice in part.get("anyOf", []):
         if jsonschema.Draft202012Validator({**choice, "$defs": schema()["$defs"]}).is_valid(value):
             return value if "properties" in choice else _complete(value, choice)
-    return float(value) if part.get("type") == "number" else value
+    # 1.0e+4 is an integer to JSON schema, and a float to YAML.
+    kind = {"number": float, "integer": int}.get(part.get("type", ""))
+    return kind(value) if kind and not isinstance(value, bool) else value
 
 
 def _wanted(part: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
 BATCH_PIXELS = 1 << 16  # pixels in a batch, about
 MAX_BATCH = 64
 LEAST_SCALE = 1e-3  # to start from, in working units
+WILD = 1e12  # working units: where pixels are cut off
 
 
 class FitResult(NamedTuple):
@@ -44,6 +45,11 @@ class FitResult(NamedTuple):
     misfit: jax.Array
     condition: jax.Array
     flags: jax.Array
+
+
+def _power_of_two(value):
+    """The power of two above a positive number: to divide by it rounds nothing."""
+    return jnp.ldexp(jnp.ones_like(value), jnp.frexp(value)[1])
 
 
 class Dials(NamedTuple):
@@ -101,26 +107,29 @@ def fit_image(data, mask, noise, shape, dials: Dials, *, n_background: int, fit_
     spread = 0.5 * (high - low)
     mean_deviation = jnp.sum(used * jnp.abs(data - offset)) / jnp.maximum(n, 1.0)
     spread = jnp.where(spread > 0, spread, jnp.where(mean_deviation > 0, mean_deviation, 1.0))
-    unit = jnp.ldexp(jnp.asarray(1.0, data.dtype), jnp.frexp(spread)[1])
+    unit = _power_of_two(spread)
     if noise is None:
-        scale_unit, noise, ratio_spread = unit, jnp.ones_like(data), spread / unit
-    else:  # the scale has no unit
-        scale_unit, noise = jnp.ones_like(unit), jnp.where(good, noise / unit, 1.0)
-        ratio_spread = start.half_spread((data - offset) / (unit * noise), used)
+        noise, noise_unit = jnp.ones_like(data), jnp.ones_like(unit)
+    else:
+        typical = jnp.sqrt(jnp.sum(jnp.where(good, noise, 0.0) ** 2) / jnp.maximum(n, 1.0))
+        noise_unit = _power_of_two(jnp.where(typical > 0, typical, 1.0))
+        noise = jnp.where(good, noise / noise_unit, 1.0)
+    scale_unit = unit / noise_unit
     image = likelihood.Image(
-        data=(jnp.where(good, data - offset, 0.0) / unit).astype(dtype),
+        # A wild pixel weighs nothing wherever it is, but its square must not overflow.
+        data=jnp.clip(jnp.where(good, data - offset, 0.0) / unit, -WILD, WILD).astype(dtype),
         used=used.astype(dtype),
         noise=noise.astype(dtype),
         origin=jnp.zeros(2, dtype),
     )
 
     # A scale of zero has no likelihood.
+    ratio_spread = start.half_spread((data - offset) / (unit * noise), used)
     first_scale = jnp.maximum(ratio_spread, LEAST_SCALE).astype(dtype)
     source = start.guess(image, first_scale)
     image = image._replace(origin=source[:2])
     target = first_scale if fit_scale else (dials.scale / scale_unit).astype(dtype)
-    typical_noise = jnp.sqrt(jnp.sum(image.used * image.noise**2) / jnp.maximum(jnp.sum(image.used), 1.0))
-    wide = jnp.maximum(target, start.WIDE * jnp.abs(source[2]) / typical_noise)
+    wide = jnp.maximum(target, start.WIDE * jnp.abs(source[2]))
     first = likelihood.to_free(jnp.concatenate([source, jnp.zeros(n_background, dtype), wide[None]]))
     state = newton.minimise(
         evaluate=lambda free: moments.terms(free, image),
@@ -138,54 +147,64 @@ def fit_image(data, mask, noise, shape, dials: Dials, *, n_background: int, fit_
     misfit = quality.misfit(public, image)
     outliers = quality.outlier_fraction(public, image)
 
-    # Back to the image's own units; everything is linear in them.
-    unit, scale_unit, offset = unit.astype(dtype), scale_unit.astype(dtype), offset.astype(dtype)
-    size = jnp.ones(p + (not fit_scale), dtype).at[2].set(unit).at[6 : 6 + n_background].set(unit)
-    size = size.at[-1].set(scale_unit)
-    public = public * size
+    # Back to the image's own units, all linear, in float64: squares of small units are no float32 numbers.
+    size = jnp.ones(p + (not fit_scale)).at[2].set(unit).at[6 : 6 + n_background].set(unit).at[-1].set(scale_unit)
+    degenerate = public[-1] < columns.MIN_SCALE * first_scale
+    public = public.astype(float) * size
     if n_background:
         public = public.at[6].add(offset)
-    nan = jnp.where(enough, 0.0, jnp.nan).astype(dtype)
+    nan = jnp.where(enough, 0.0, jnp.nan)
     public = public + nan
-    outer = size[:p, None] * size[None, :p]
-    covariances = tuple(getattr(four, kind) * outer + nan for kind in columns.COVARIANCES)
+    size = size[:p]
+    working = [getattr(four, kind).astype(float) + nan for kind in columns.COVARIANCES]
+    covariances = tuple(matrix * size[:, None] * size[None, :] for matrix in working)
+    # Roots before units: the square of a small unit may vanish.
+    errors = jnp.sqrt(jnp.diag(jnp.stack(working)[dials.chosen])) * size
     chosen = jnp.stack(covariances)[dials.chosen]
-    errors = jnp.sqrt(jnp.diag(chosen))
     derived, derived_err = uncertainty.propagate(model.derived, public[:6], chosen[:6, :6])
     _, e_err = uncertainty.propagate(lambda q: model.ellipticity(q)[None], public[:6], chosen[:6, :6])
-    flags = quality.flags(public, errors, e_err[0], image, shape, state.converged, positive, enough, misfit)
+    flags = quality.flags(public, errors, e_err[0], image, shape, state.converged, positive, enough, degenerate, misfit)
     return FitResult(
         params=public[:p],
         errors=errors,
         covariances=covariances,
         derived=derived,
         derived_err=derived_err,
-        origin=image.origin + nan,
-        nll=state.terms.nll + n.astype(dtype) * jnp.log(unit) + nan,
+        origin=image.origin.astype(float) + nan,
+        nll=state.terms.nll.astype(float) + n * jnp.log(unit) + nan,
         n_steps=jnp.where(enough, state.n_steps, 0),
         n_pixels=n.astype(int),
         snr=jnp.abs(public[2]) / errors[2],
-        outlier_fraction=outliers + nan,
-        misfit=misfit + nan,
-        condition=quality.condition(four.hessian_matrix * outer) + nan,
+        outlier_fraction=outliers.astype(float) + nan,
+        misfit=misfit.astype(float) + nan,
+        condition=quality.condition(four.hessian_matrix.astype(float)) + nan,
         flags=flags,
     )
 
 
 @functools.cache
 def _program(**form):
-    """The compiled fit of a batch: (data, mask, noise or None, shape), each with leading axis B, and `Dials`."""
+    """The compiled fit of a batch: (data, mask, noise or None, shape), each with axis B; `Dials`; images in it."""
 
-    def batch(images, dials):
+    def batch(images, dials, count):
         def one(image):
             data, mask, noise, shape = image
             return fit_image(data, mask, noise, shape, dials, **form)
 
-        return jax.lax.map(one, images, batch_size=lanes)
+        if jax.default_backend() != "cpu":
+            return jax.lax.map(one, images, batch_size=MAX_BATCH)
 
-    # On a CPU one image after the other: vectors are filled by its pixels, no image waits for the slowest of a batch,
-    # and a row's bits cannot depend on its place. An accelerator needs the whole batch at once.
-    lanes = None if jax.default_backend() == "cpu" else MAX_BATCH
+        # On a CPU one image after the other: vectors are filled by its pixels, no image waits for the slowest of a
+        # batch, and a row's bits cannot depend on its place. An accelerator needs the whole batch at once.
+        def put(i, results):
+            result = one(jax.tree.map(lambda stack: stack[i], images))
+            return jax.tree.map(lambda all_, new: all_.at[i].set(new), results, result)
+
+        shapes = jax.eval_shape(one, jax.tree.map(lambda stack: stack[0], images))
+        length = len(images[0])
+        empty = jax.tree.map(lambda leaf: jnp.zeros((length, *leaf.shape), leaf.dtype), shapes)
+        return jax.lax.fori_loop(0, count, put, empty)
+
     return jax.jit(batch)
 
 
@@ -267,7 +286,7 @@ def fit_stack(
         pixels = padded(data, low, np.float64, np.nan)
         hidden = padded(np.zeros(data.shape, bool) if mask is None else mask, low, bool, True)
         noise = None if noise_map is None else padded(noise_map, low, np.float64, np.nan)
-        results.append(program((pixels, hidden, noise, shapes), dials))
+        results.append(program((pixels, hidden, noise, shapes), dials, jnp.asarray(min(batch, n - low))))
 
     def join(*parts):
         whole = np.concatenate([np.asarray(part) for part in parts])[:n]

@@ -156,7 +156,8 @@ def _companions(file: str, pattern: str) -> list[str]:
 
 def _stamp(file: str, maps: dict[str, Any]) -> tuple[int, int]:
     status = [hdus.status(file), *map(os.stat, companions(file, **maps))]
-    return sum(found.st_size for found in status), sum(found.st_mtime_ns for found in status)
+    # The change time too: a copy may bring its old modification time along.
+    return sum(found.st_size for found in status), sum(max(found.st_mtime_ns, found.st_ctime_ns) for found in status)
 
 
 # ---- which images

@@ -116,7 +116,6 @@ def fit(
     reading: Mapping[str, Any],
     fit: Mapping[str, Any],
     log: str,
-    threads: int,
     gpu: int,
     cache: str | Path,
 ) -> None:
@@ -135,7 +134,8 @@ def fit(
         ``hdu, column, mask, uncertainty`` and the section ``fit`` of the config.
     """
     runtime.start_log(log)
-    device = runtime.start_jax(threads=threads, gpu=gpu, cache=cache)
+    # One thread, however many there are: sums of large images are divided among threads, and their bits with them.
+    device = runtime.start_jax(threads=1, gpu=gpu, cache=cache)
     from pipeline.fit import fit_rows  # here, because what imports jax must come after start_jax
 
     began = time.monotonic()

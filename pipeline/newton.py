@@ -151,7 +151,7 @@ def minimise(evaluate, value, valid, start, target, fit_scale, tolerance, max_st
         scores, _ = _hold(terms.scores, terms.gradient, free_mask)
         solved, positive = solve(hessian, jnp.concatenate([gradient[:, None], scores], axis=1))
         decrement = 0.5 * jnp.dot(gradient, solved[:, 0])
-        spread = jnp.trace(solved[:, 1:]) / n_free
+        spread = jnp.sum(jnp.where(free_mask, jnp.diag(solved[:, 1:]), 0.0)) / n_free
         converged = latched & positive & (decrement <= tolerance * jnp.minimum(1.0, spread))
         return State(free, terms, damping, latched, converged, state.n_steps + 1)
 

@@ -43,30 +43,32 @@ def condition(hessian_matrix):
     return jnp.where(eigenvalues[0] > 0, eigenvalues[-1] / eigenvalues[0], jnp.nan)
 
 
-def flags(public, errors, ellipticity_error, image, shape, converged, positive, enough, misfit_value):
+def flags(public, errors, ellipticity_error, image, shape, converged, positive, enough, degenerate, misfit_value):
     """Bits of `pipeline.columns.FLAGS` that the fit itself can tell. int64 ().
 
     public, errors : (q,), (p,) parameters and chosen standard errors. shape : (2,) ny, nx of the image without its
-    padding. converged, positive, enough : bools. misfit_value : as `misfit` gives it.
+    padding. converged, positive, enough, degenerate
+    (the scale is too small for the spread of the pixels) : bools. misfit_value : as `misfit` gives it.
     """
     x0, y0, amp, sigma = (public[i] for i in range(4))
     e = model.ellipticity(public[:6])
     major = sigma / jnp.sqrt(1.0 - e)
     ny, nx = shape[0].astype(x0.dtype), shape[1].astype(x0.dtype)
     edge = jnp.minimum(jnp.minimum(x0 + 0.5, nx - 0.5 - x0), jnp.minimum(y0 + 0.5, ny - 0.5 - y0))
-    row = jnp.clip(jnp.nan_to_num(jnp.round(y0)), 0, image.data.shape[0] - 1).astype(int)
-    column = jnp.clip(jnp.nan_to_num(jnp.round(x0)), 0, image.data.shape[1] - 1).astype(int)
+    row = jnp.clip(jnp.nan_to_num(jnp.round(y0)), 0.0, ny - 1.0).astype(int)
+    column = jnp.clip(jnp.nan_to_num(jnp.round(x0)), 0.0, nx - 1.0).astype(int)
     conditions = {
         "NOT_CONVERGED": enough & ~converged,
         "HESSIAN_NOT_POSITIVE": enough & ~positive,
         "NEAR_EDGE": enough & ~(edge >= major),
-        "ROUND": enough & ~(e >= columns.ROUND_ERRORS * ellipticity_error),
+        # Without noise the error vanishes with e itself.
+        "ROUND": enough & ~(e >= columns.ROUND_ERRORS * ellipticity_error + 1e-6),
         "TOO_FEW_PIXELS": ~enough,
         "NON_FINITE": ~(jnp.all(jnp.isfinite(public)) & jnp.all(jnp.isfinite(errors))),
         "MISFIT": enough & ~(jnp.abs(misfit_value) <= columns.MISFIT_SIGMAS),
         "MASKED_PEAK": enough & (image.used[row, column] == 0),
         "AT_LIMIT": enough
-        & ((sigma < columns.MIN_SIGMA) | (sigma > jnp.maximum(ny, nx)) | (e > columns.MAX_ELLIPTICITY)),
+        & ((sigma < columns.MIN_SIGMA) | (sigma > jnp.maximum(ny, nx)) | (e > columns.MAX_ELLIPTICITY) | degenerate),
         "LOW_SNR": enough & ~(jnp.abs(amp) >= columns.LOW_SNR * errors[2]),
     }
     return sum((jnp.where(on, columns.BIT[name], 0) for name, on in conditions.items()), start=jnp.int64(0))

@@ -36,7 +36,9 @@ VALUES = (*PARAMETERS, *_DERIVED, *SKY, *BEAM)
 QUALITY = ("snr", "misfit", "outlier_fraction", "n_steps", "condition")
 
 #: Rows with one of these flags are not a solution, so that their errors promise nothing.
-UNSOLVED = sum(BIT[name] for name in ("NOT_CONVERGED", "HESSIAN_NOT_POSITIVE", "TOO_FEW_PIXELS", "NON_FINITE"))
+UNSOLVED = sum(
+    BIT[name] for name in ("NOT_CONVERGED", "HESSIAN_NOT_POSITIVE", "TOO_FEW_PIXELS", "NON_FINITE", "AT_LIMIT")
+)
 
 # Pulls are counted in bins fine enough to read medians and quantiles off them.
 PULL_EDGES = np.linspace(-8.0, 8.0, 1601)

@@ -4,6 +4,7 @@ Every random number comes from one key folded with the number of the image, so i
 of 20 million, whatever the stacks it is written in.
 """
 
+import itertools
 import os
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from scipy import integrate, optimize, stats
 
 from pipeline import columns, model
 
-BLOCK = 256  # images drawn at once
+BLOCK = 256  # images drawn in one call
 OFFSET = 1.5  # pixels around the image centre in which x0, y0 are drawn where the config says nothing
 _DRAWN = ("x0", "y0", "amp", "sigma", "rho", "diff", "background")
 
@@ -79,14 +80,14 @@ def draw(start: int, stop: int, *, shape, seed, noise, parameters) -> tuple[np.n
         image = model.gaussian(params[:6], x, y) + params[6]
         return (image + _draw_noise(jax.random.fold_in(key, 1), (ny, nx), noise)).astype(jnp.float32), params
 
-    program = jax.jit(jax.vmap(one))
-    # Blocks begin at multiples of BLOCK, so an image stands at one place of one compiled shape, whatever start is.
+    # Image by image: memory for one, and the same instructions for each whatever the block.
+    program = jax.jit(lambda indices: jax.lax.map(one, indices))
+    block = max(1, min(BLOCK, stop - start))
     images, params = [], []
-    for low in range(start - start % BLOCK, stop, BLOCK):
-        block_images, block_params = program(np.arange(low, low + BLOCK))
-        keep = slice(max(start - low, 0), min(stop - low, BLOCK))
-        images.append(np.asarray(block_images)[keep])
-        params.append(np.asarray(block_params)[keep])
+    for low in range(start, stop, block):
+        block_images, block_params = program(np.arange(low, low + block))
+        images.append(np.asarray(block_images)[: stop - low])
+        params.append(np.asarray(block_params)[: stop - low])
     if not images:
         return np.empty((0, ny, nx), np.float32), np.empty((0, len(_DRAWN)))
     return np.concatenate(images), np.concatenate(params)
@@ -108,13 +109,18 @@ def cauchy_scale(noise) -> float:
         share = noise["fraction"]
         parts = [(1.0 - share, stats.norm()), (share, stats.norm(scale=noise["factor"]))]
 
-    def balance(g):
-        return sum(
-            weight * 2.0 * integrate.quad(lambda r: (g * g - r * r) / (g * g + r * r) * part.pdf(r), 0, np.inf)[0]  # noqa: B023
-            for weight, part in parts
-        )
+    def balance(log_g):
+        g = np.exp(log_g)
 
-    return scale * float(optimize.brentq(balance, 1e-3, 1e2))
+        def weighed(r):
+            density = sum(weight * part.pdf(r) for weight, part in parts)
+            return (g * g - r * r) / (g * g + r * r) * density
+
+        # Where density and likelihood change: without these breaks quadrature misses narrow parts.
+        edges = [0.0, *sorted({g, 1.0, noise["factor"]}), np.inf]
+        return sum(integrate.quad(weighed, low, high)[0] for low, high in itertools.pairwise(edges))
+
+    return scale * float(np.exp(optimize.brentq(balance, np.log(1e-4), np.log(1e4 * max(1.0, noise["factor"])))))
 
 
 def truth(params: np.ndarray, noise) -> dict[str, np.ndarray]:

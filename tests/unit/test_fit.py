@@ -280,6 +280,49 @@ def test_masked_peak_and_round_and_misfit_flags():
     assert rows["flags"][2] & columns.BIT["MISFIT"]
 
 
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("wild", [1e20, -3.4e38, 1e30])
+def test_wild_pixels_move_nothing(plain, precision, wild):
+    """Fill values and overflows that nobody masked: a few pixels less."""
+    images = IMAGES.copy()
+    images[:, 1, 2:4] = wild
+    result = fit.fit_stack(images, precision=precision)
+    close_in_errors(result.params[:, :7], plain.params[:, :7], plain.errors[:, :7], 0.3)
+    assert_allclose(result.errors[:, :7], plain.errors[:, :7], rtol=0.1)
+
+
+@pytest.mark.parametrize("factor", [1e-25, 1e25])
+def test_float32_survives_any_unit(factor):
+    result = fit.fit_stack(IMAGES * factor, precision="float32")
+    expected = fit.fit_stack(IMAGES, precision="float32")
+    assert_allclose(result.errors[:, 2] / factor, expected.errors[:, 2], rtol=1e-2)
+    assert_allclose(result.snr, expected.snr, rtol=1e-2)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+def test_a_relative_noise_map_only_moves_the_scale(factor):
+    noise = np.exp(np.random.default_rng(3).normal(0, 0.3, IMAGES.shape))
+    one = fit_closely(IMAGES, noise_map=noise)
+    other = fit_closely(IMAGES, noise_map=noise * factor)
+    close_in_errors(other.params[:, :7], one.params[:, :7], one.errors[:, :7], 1e-3)
+    assert_allclose(other.params[:, 7] * factor, one.params[:, 7], rtol=1e-4)
+    assert_allclose(other.errors[:, :7], one.errors[:, :7], rtol=1e-4)
+
+
+def test_a_wide_held_scale_converges_to_a_fraction_of_the_error():
+    loose, close = fit.fit_stack(IMAGES, scale=3000.0), fit_closely(IMAGES, scale=3000.0, tolerance=1e-13)
+    close_in_errors(loose.params, close.params, close.errors, 5e-3)
+
+
+def test_equal_pixels_are_flagged():
+    """Rounded to whole numbers, half of the pixels equal the background: no scale, no errors."""
+    y, x = np.mgrid[:24, :24].astype(float)
+    noise = 0.3 * np.random.default_rng(8).standard_normal(IMAGES.shape)
+    images = np.round(fit.model.gaussian(PARAMS[:, None, None, :], x, y) + noise)
+    rows, _ = fit.fit_rows(images, **DEFAULTS)
+    assert np.all(rows["flags"] & (columns.BIT["AT_LIMIT"] | columns.BIT["NOT_CONVERGED"]))
+
+
 def test_wrong_shapes_are_refused_with_a_sentence():
     with pytest.raises(ValueError, match=r"images: got an array of shape \(24, 24\), wanted a stack"):
         fit.fit_stack(IMAGES[0])

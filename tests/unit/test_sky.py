@@ -124,7 +124,7 @@ def test_a_round_source_has_widths_with_errors_and_no_angle():
     # Made by hand: derivatives of a real WCS are round to ten digits only.
     point = np.array([[1.0, 0.0, 0.0], [0.0, -SCALE / sky.ARCSEC, 0.0], [0.0, 0.0, SCALE / sky.ARCSEC]])[None]
     params = np.array([[10.0, 10.0, 1.0, 2.0, 0.0, 0.0]])
-    values, errors = sky._in_chunks(sky._beam_shape((1.0, 1.0, 0.0)), params, cov[None], point, point)
+    values, errors = sky._in_chunks(sky._beam_shape((1.0, 1.0, 0.0))[None], params, cov[None], point, point)
     fwhm = np.sqrt(8 * np.log(2)) * SCALE
     np.testing.assert_allclose(values[0, 2:4], 2 * fwhm)
     np.testing.assert_allclose(errors[0, 2:4], 0.1 * fwhm)

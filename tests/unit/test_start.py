@@ -41,7 +41,13 @@ def test_quantiles_agree_with_sorting(seed):
     probabilities = (0.25, 0.5, 0.75)
     expected = [ordered[int(np.ceil(p * len(ordered))) - 1] for p in probabilities]
     found = quantiles(jnp.asarray(values), jnp.asarray(used), probabilities)
-    assert np.max(np.abs(found - np.array(expected))) <= np.ptp(ordered) * 1e-12
+    assert np.array_equal(found, expected)
+
+
+def test_quantiles_survive_any_range():
+    values = np.array([-3.4e38, -1.0, -1e-300, 0.0, 2.0, 3.0, 1e300])
+    found = quantiles(jnp.asarray(values), jnp.ones(7), (0.01, 0.3, 0.5, 0.99))
+    assert np.array_equal(found, [-3.4e38, -1e-300, 0.0, 1e300])
 
 
 SOURCES = {

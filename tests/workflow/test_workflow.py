@@ -1,6 +1,7 @@
 """Whole runs with real Snakemake: what is refused, what a run gives, what the next run repeats, what a kill leaves."""
 
 import ast
+import contextlib
 import os
 import shutil
 import signal
@@ -192,8 +193,16 @@ def test_broken_files_are_rejected_and_stop_nothing(images_run):
 # ---- the next run ---------------------------------------------------------------------------------------------------
 
 
-def test_a_new_a_changed_and_a_removed_image_repeat_their_shards_only(images_run, tmp_path):
+@pytest.fixture
+def own_run(images_run, tmp_path) -> Path:
+    """A finished run on images of its own, to change: to it copies are new images, however old their times."""
     folder = copied(images_run, tmp_path)
+    snakemake(folder)
+    return folder
+
+
+def test_a_new_a_changed_and_a_removed_image_repeat_their_shards_only(own_run, images_run):
+    folder = own_run
     manifests = {path.name: path.read_bytes() for path in (folder / "results" / "shards").iterdir()}
     parts = times(folder, "parts/*.h5")
     assert len(parts) > 1
@@ -219,31 +228,64 @@ def test_a_new_a_changed_and_a_removed_image_repeat_their_shards_only(images_run
     assert "stamps/été.fit".encode() not in files
 
 
-def test_lost_manifests_are_written_again(images_run, tmp_path):
-    folder = copied(images_run, tmp_path)
-    shutil.rmtree(folder / "results" / "shards")
-    parts = times(folder, "parts/*")
-    snakemake(folder)
-    assert times(folder, "shards/*.csv")
-    assert times(folder, "parts/*") == parts
+def test_lost_manifests_are_written_again(own_run):
+    shutil.rmtree(own_run / "results" / "shards")
+    parts = times(own_run, "parts/*")
+    snakemake(own_run)
+    assert times(own_run, "shards/*.csv")
+    assert times(own_run, "parts/*") == parts
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(simulated_run, tmp_path):
+def jobs_of(run: subprocess.Popen) -> list[int]:
+    """Processes of a run that are fitting. A job shares the process group of its Snakemake."""
+    listed = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,pgid=,args="], capture_output=True, text=True, check=True)
+    lines = (line.split(maxsplit=2) for line in listed.stdout.splitlines())
+    return [int(pid) for pid, group, words in lines if int(group) == run.pid and words.endswith(".fit.py")]
+
+
+def began_to_fit(folder: Path) -> bool:
+    return any("JAX" in log.read_text() for log in (folder / "results" / "logs" / "fit").glob("*.log"))
+
+
+def has_a_part(folder: Path) -> bool:
+    return bool(times(folder, "parts/*.h5"))
+
+
+@pytest.mark.parametrize(
+    ("moment", "victims"),
+    [(began_to_fit, "all"), (has_a_part, "all"), (began_to_fit, "driver"), (began_to_fit, "job")],
+    ids=["all in the first fit", "all after the first fit", "the driver alone", "the job alone"],
+)
+def test_a_killed_run_goes_on_and_ends_the_same(simulated_run, tmp_path, moment, victims):
     folder = configure(tmp_path / "run", SIMULATED)
     shutil.copytree(simulated_run / "results" / "simulated", folder / "results" / "simulated")
     run = subprocess.Popen(
         [*command(folder), "--cores", "1"], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        while not times(folder, "parts/*.h5"):
+        while not moment(folder):
             assert run.poll() is None, "the run ended before it could be killed"
             time.sleep(0.02)
-    finally:
-        os.killpg(run.pid, signal.SIGKILL)
+        jobs = jobs_of(run)
+        if victims == "all":
+            os.killpg(run.pid, signal.SIGKILL)
+        elif victims == "driver":
+            assert jobs, "no job left that could outlive its driver"
+            run.kill()
+        else:
+            os.kill(jobs[0], signal.SIGKILL)
+            assert run.wait(timeout=120) != 0
+            assert len(times(folder, "parts/*.h5")) == 1, "the other shard is fitted all the same"
         run.wait()
-    assert not (folder / "results" / "catalogue.h5").exists()
-    snakemake(folder)
-    assert_identical(folder, simulated_run)
+        assert not (folder / "results" / "catalogue.h5").exists()
+        # With a driver that is gone its job is still there, and this run fits the same shard beside it.
+        snakemake(folder)
+        assert_identical(folder, simulated_run)
+        assert not times(folder, "**/*.tmp")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
 
 
 # ---- the house ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ jobs.fit(
     reading=snakemake.params.reading,
     fit=snakemake.params.fit,
     log=snakemake.log[0],
-    threads=snakemake.threads,
     gpu=snakemake.resources.get("gpu", 0),
     cache=Path(snakemake.config["results"], "cache"),
 )
