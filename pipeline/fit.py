@@ -149,7 +149,7 @@ def fit_image(data, mask, noise, shape, dials: Dials, *, n_background: int, fit_
 
     # Back to the image's own units, all linear, in float64: squares of small units are no float32 numbers.
     size = jnp.ones(p + (not fit_scale)).at[2].set(unit).at[6 : 6 + n_background].set(unit).at[-1].set(scale_unit)
-    degenerate = public[-1] < columns.MIN_SCALE * first_scale
+    degenerate = (low == high) | (public[-1] < columns.MIN_SCALE * first_scale)
     public = public.astype(float) * size
     if n_background:
         public = public.at[6].add(offset)

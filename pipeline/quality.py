@@ -48,7 +48,7 @@ def flags(public, errors, ellipticity_error, image, shape, converged, positive, 
 
     public, errors : (q,), (p,) parameters and chosen standard errors. shape : (2,) ny, nx of the image without its
     padding. converged, positive, enough, degenerate
-    (the scale is too small for the spread of the pixels) : bools. misfit_value : as `misfit` gives it.
+    (too many equal pixels for a scale) : bools. misfit_value : as `misfit` gives it.
     """
     x0, y0, amp, sigma = (public[i] for i in range(4))
     e = model.ellipticity(public[:6])

@@ -315,12 +315,14 @@ def test_a_wide_held_scale_converges_to_a_fraction_of_the_error():
 
 
 def test_equal_pixels_are_flagged():
-    """Rounded to whole numbers, half of the pixels equal the background: no scale, no errors."""
+    """Rounded to whole numbers, more than half of the pixels equal the background: no scale, no errors."""
     y, x = np.mgrid[:24, :24].astype(float)
     noise = 0.3 * np.random.default_rng(8).standard_normal(IMAGES.shape)
     images = np.round(fit.model.gaussian(PARAMS[:, None, None, :], x, y) + noise)
     rows, _ = fit.fit_rows(images, **DEFAULTS)
-    assert np.all(rows["flags"] & (columns.BIT["AT_LIMIT"] | columns.BIT["NOT_CONVERGED"]))
+    half_equal = np.mean(images == 0, axis=(1, 2)) > 0.5
+    assert half_equal.sum() > 6
+    assert np.all(rows["flags"][half_equal] & columns.BIT["AT_LIMIT"])
 
 
 def test_wrong_shapes_are_refused_with_a_sentence():
