@@ -107,6 +107,7 @@ def fit_image(data, mask, noise, shape, dials: Dials, *, n_background: int, fit_
     spread = 0.5 * (high - low)
     mean_deviation = jnp.sum(used * jnp.abs(data - offset)) / jnp.maximum(n, 1.0)
     spread = jnp.where(spread > 0, spread, jnp.where(mean_deviation > 0, mean_deviation, 1.0))
+    equal = jnp.sum(jnp.where(data == middle, used, 0.0))
     unit = _power_of_two(spread)
     if noise is None:
         noise, noise_unit = jnp.ones_like(data), jnp.ones_like(unit)
@@ -149,7 +150,7 @@ def fit_image(data, mask, noise, shape, dials: Dials, *, n_background: int, fit_
 
     # Back to the image's own units, all linear, in float64: squares of small units are no float32 numbers.
     size = jnp.ones(p + (not fit_scale)).at[2].set(unit).at[6 : 6 + n_background].set(unit).at[-1].set(scale_unit)
-    degenerate = (low == high) | (public[-1] < columns.MIN_SCALE * first_scale)
+    degenerate = (equal > 0.5 * n) | (public[-1] < columns.MIN_SCALE * first_scale)
     public = public.astype(float) * size
     if n_background:
         public = public.at[6].add(offset)
