@@ -56,7 +56,8 @@ FLAGS = (
         "AT_LIMIT",
         8,
         f"sigma < {MIN_SIGMA:g} px or larger than the image, ellipticity e > {MAX_ELLIPTICITY:g}, or scale < "
-        f"{MIN_SCALE:g} of half the interquartile range of the pixels, or more than half of them are equal: errors mean nothing",
+        f"{MIN_SCALE:g} of half the interquartile range of the pixels, or more than half of them are equal: "
+        "errors mean nothing",
     ),
     Flag("LOW_SNR", 9, f"snr < {LOW_SNR:g}"),
     Flag("NO_SKY", 10, "the header has celestial axes but no usable WCS: sky columns are NaN"),
