@@ -2,6 +2,7 @@
 
 columns      what a catalogue row is: columns, units, flags
 config       the config, checked and completed
+files        outputs that appear whole or not at all
 hdus         what a FITS file holds
 images       FITS <-> arrays, masks, uncertainty maps
 shards       which job fits which images

@@ -17,12 +17,8 @@ UTF-8 in bytes; bytes of a file name that are not UTF-8 are kept as they are (pa
 parts give the same file, byte by byte.
 """
 
-import glob
-import os
-import platform
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +28,7 @@ from astropy import units
 from astropy.table import Table, meta
 
 from pipeline.columns import COLUMNS, COVARIANCES, FLAGS, REJECTED, TRUTH, Column
+from pipeline.files import replacing
 
 FORMAT = "cauchyfit catalogue"
 FORMAT_VERSION = 1
@@ -65,29 +62,6 @@ class Summary(NamedTuple):
     units: dict[str, str]
     unit_note: str
     provenance: dict[str, str]
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give the name of a temporary file that takes the place of ``path``, whole and on disk, when the block ends well.
-
-    If the block raises, the temporary file is removed and ``path`` stays what it was. Every process has a temporary
-    name of its own: of two that write at once the last one wins, whole. What killed ones left behind is removed.
-    """
-    path = Path(path)
-    stem = f"{path.name}.{platform.node()}-"
-    for left in path.parent.glob(f"{glob.escape(stem)}*.tmp"):
-        process = left.name.removeprefix(stem).removesuffix(".tmp")
-        if process.isdecimal() and not _runs(int(process)):
-            left.unlink(missing_ok=True)
-    temporary = path.with_name(f"{stem}{os.getpid()}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_part(
@@ -402,26 +376,6 @@ def _open(path: str | Path) -> h5py.File:
         # h5py says what is wrong, but not with which file.
         msg = f"{path}: cannot be read as HDF5: {error}"
         raise OSError(msg) from error
-
-
-def _runs(process: int) -> bool:
-    """Whether a process with this number runs on this machine."""
-    try:
-        os.kill(process, 0)  # signal 0 asks, and does nothing
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _encode(text: str | bytes) -> bytes:

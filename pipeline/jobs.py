@@ -17,8 +17,9 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from pipeline import __version__, runtime
-from pipeline.catalogue import merge, replacing, write_part
+from pipeline.catalogue import merge, write_part
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, PARAMETERS, empty_rows, parameter_names
+from pipeline.files import replacing
 from pipeline.images import Block, Rejected, Stack, list_files, read_header, read_planes, scan_file
 from pipeline.shards import assign, image_ids, read_manifest, write_manifests
 
@@ -247,22 +248,37 @@ def _batches(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: list
     pixels = position = 0
     for block in blocks:
         step = max(1, BATCH_PIXELS // (block.ny * block.nx))
-        for start in range(block.start, block.stop, step):
-            stop = min(start + step, block.stop)
-            try:
-                stack = read_planes(block, start, stop, **reading)
-            except (ValueError, OSError) as error:
-                rejected += [Rejected(block.file, block.hdu, plane, -1, str(error)) for plane in range(start, stop)]
-            else:
+        for first in range(block.start, block.stop, step):
+            for start, stack in _read(block, first, min(first + step, block.stop), reading, rejected):
                 # Now, while the reader still knows where the header lies.
                 sky = _sky(block.file, block.hdu, block.mtime_ns, reading["column"])
-                waiting.setdefault((block.ny, block.nx), []).append(Piece(block, start, position, stack, sky))
+                place = position + start - block.start
+                waiting.setdefault((block.ny, block.nx), []).append(Piece(block, start, place, stack, sky))
                 pixels += stack.data.size
-            position += stop - start
             if pixels >= BATCH_PIXELS:
                 yield from waiting.values()
                 waiting, pixels = {}, 0
+        position += block.stop - block.start
     yield from waiting.values()
+
+
+def _read(
+    block: Block, start: int, stop: int, reading: Mapping[str, Any], rejected: list[Rejected]
+) -> Iterator[tuple[int, Stack]]:
+    """Planes ``start`` to ``stop - 1``, as stacks and the number of the first plane in each.
+
+    Where they cannot be read together their halves are tried, down to the planes that are to blame: only these go to
+    ``rejected``.
+    """
+    try:
+        yield start, read_planes(block, start, stop, **reading)
+    except (ValueError, OSError) as error:
+        if stop - start == 1:
+            rejected.append(Rejected(block.file, block.hdu, start, -1, str(error)))
+            return
+        middle = (start + stop) // 2
+        yield from _read(block, start, middle, reading, rejected)
+        yield from _read(block, middle, stop, reading, rejected)
 
 
 def _joined(pieces: Sequence[Piece]) -> Stack:

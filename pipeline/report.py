@@ -20,8 +20,9 @@ from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 from scipy.ndimage import median_filter
 
-from pipeline.catalogue import Summary, read_rows, read_summary, replacing
+from pipeline.catalogue import Summary, read_rows, read_summary
 from pipeline.columns import BEAM, BIT, COLUMNS, DERIVED, FLAGS, PARAMETERS, SKY, decode_flags
+from pipeline.files import replacing
 from pipeline.images import read_planes, scan_file
 from pipeline.model import gaussian
 

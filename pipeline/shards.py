@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.files import replacing
 from pipeline.images import Block, Rejected
 
 #: What a shard can be called, as a regular expression.
@@ -92,9 +93,8 @@ def write_manifests(folder: str | Path, shards: dict[str, list]) -> list[str]:
         data = text.getvalue().encode("utf-8", "surrogateescape")
         path = folder / f"{name}.csv"
         if name not in old or path.read_bytes() != data:
-            new = path.with_suffix(f".{os.getpid()}.new")
-            new.write_bytes(data)
-            new.replace(path)
+            with replacing(path) as temporary:
+                temporary.write_bytes(data)
     for name in old.keys() - shards.keys():
         old[name].unlink()
     return list(shards)

@@ -5,7 +5,6 @@ of 20 million, whatever the stacks it is written in.
 """
 
 import itertools
-import os
 from pathlib import Path
 
 import jax
@@ -16,6 +15,7 @@ from astropy.table import Table
 from scipy import integrate, optimize, stats
 
 from pipeline import columns, model
+from pipeline.files import replacing
 
 BLOCK = 256  # images drawn in one call
 OFFSET = 1.5  # pixels around the image centre in which x0, y0 are drawn where the config says nothing
@@ -132,14 +132,6 @@ def truth(params: np.ndarray, noise) -> dict[str, np.ndarray]:
     return {name: values.get(name, np.zeros(len(params))) for name in names}
 
 
-def _replace(path: Path, write) -> None:
-    """Write a file under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
-
-
 def write_stack(path, truth_path, start: int, stop: int, *, shape, seed, noise, parameters, **_) -> None:
     """Write images ``start`` to ``stop - 1`` as one float32 FITS stack (n, ny, nx), and their truth as a FITS table.
 
@@ -152,5 +144,7 @@ def write_stack(path, truth_path, start: int, stop: int, *, shape, seed, noise, 
     primary.header["EXTNAME"] = ("SIMULATED", "simulated stamps, one a plane")
     primary.header["FIRST"] = (start, "number of the first image")
     primary.header["SEED"] = (seed, "of the simulation")
-    _replace(Path(path), lambda name: primary.writeto(name, overwrite=True))
-    _replace(Path(truth_path), lambda name: table.write(name, format="fits", overwrite=True))
+    for name, product in ((path, primary), (truth_path, fits.BinTableHDU(table))):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(name) as temporary:
+            product.writeto(temporary, overwrite=True)

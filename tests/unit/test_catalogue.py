@@ -16,6 +16,7 @@ from astropy.table import QTable, Table
 
 from pipeline import catalogue
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, DERIVED, FLAGS, REJECTED, TRUTH, empty_rows, parameter_names
+from pipeline.files import replacing
 
 # PyTables, and pandas by it, dislike the dot in the name that astropy gives its metadata.
 pytestmark = pytest.mark.filterwarnings("ignore::tables.NaturalNameWarning")
@@ -247,7 +248,7 @@ def test_a_kill_in_mid_write_leaves_the_old_file_and_the_next_write_succeeds(tmp
     target = part(tmp_path / "0.h5", 3)
     before = target.read_bytes()
     code = (
-        "import os, h5py\nfrom pipeline.catalogue import replacing\n"
+        "import os, h5py\nfrom pipeline.files import replacing\n"
         f"with replacing({str(target)!r}) as path:\n"
         "    file = h5py.File(path, 'w'); file['x'] = list(range(1000)); file.flush(); os._exit(9)\n"
     )
@@ -262,14 +263,14 @@ def test_a_kill_in_mid_write_leaves_the_old_file_and_the_next_write_succeeds(tmp
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
     target = tmp_path / "a"
     code = (
-        "import sys\nfrom pipeline.catalogue import replacing\n"
+        "import sys\nfrom pipeline.files import replacing\n"
         f"with replacing({str(target)!r}) as path:\n"
         "    path.write_text('other'); print('open', flush=True); sys.stdin.readline()\n"
     )
     root = Path(__file__).resolve().parents[2]
     with subprocess.Popen([sys.executable, "-c", code], cwd=root, stdin=-1, stdout=-1, text=True) as other:
         assert other.stdout.readline() == "open\n"
-        with catalogue.replacing(target) as temporary:
+        with replacing(target) as temporary:
             temporary.write_text("mine")
         assert target.read_text() == "mine"
         other.communicate("\n")

@@ -50,7 +50,7 @@ def fitted(folder: Path, manifest: Path, **reading) -> dict[str, np.ndarray]:
     """Rows of the part that a manifest gives."""
     jobs.fit(
         folder / "part.h5", folder / "part.json", manifest=manifest, reading=READING | reading, fit=FIT,
-        log="", threads=1, gpu=0, cache="",
+        log="", gpu=0, cache="",
     )  # fmt: skip
     return read_rows(folder / "part.h5")
 
@@ -89,6 +89,27 @@ def test_an_image_that_cannot_be_read_any_more_is_a_row_of_rejected(tmp_path):
         ("c.fits", -1), ("b.fits", 0), ("b.fits", 1), ("b.fits", 2),
     ]  # fmt: skip
     assert "changed after" in rejected["reason"][1]
+
+
+def test_one_bad_plane_costs_itself_alone(tmp_path, monkeypatch):
+    write(tmp_path / "a.fits", (7, 8, 8), 10)
+    (manifest,) = scanned(tmp_path, [str(tmp_path)])
+    read = jobs.read_planes
+
+    def broken(block, start, stop, **reading):
+        if start <= 4 < stop:
+            msg = "plane 4 is spoilt"
+            raise ValueError(msg)
+        return read(block, start, stop, **reading)
+
+    monkeypatch.setattr(jobs, "read_planes", broken)
+    rows = fitted(tmp_path, manifest)
+    assert rows["plane"].tolist() == [0, 1, 2, 3, 5, 6]
+    assert rows["amp"].tolist() == [10, 11, 12, 13, 15, 16]
+    rejected = read_rows(tmp_path / "part.h5", table="rejected")
+    assert [(row, reason) for row, reason in zip(rejected["plane"], rejected["reason"], strict=True)] == [
+        (4, "plane 4 is spoilt")
+    ]
 
 
 def test_a_shard_without_an_image_gives_a_part_without_rows(tmp_path):
