@@ -17,7 +17,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from pipeline import __version__, runtime
-from pipeline.catalogue import merge, write_part
+from pipeline.catalogue import merge, read_rows, write_part
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, PARAMETERS, empty_rows, parameter_names
 from pipeline.files import replacing
 from pipeline.images import Block, Rejected, Stack, list_files, read_header, read_planes, scan_file
@@ -216,6 +216,11 @@ def catalogue(
         provenance=_provenance(origins, config),
         image_units={"scale": ""} if config["images"]["uncertainty"] is not None else {},
     )
+    flags, rejected = read_rows(path, ["flags"])["flags"], read_rows(path, ["reason"], table="rejected")["reason"]
+    told = (len(flags), np.count_nonzero(flags & ~BIT["ROUND"]), len(rejected))
+    runtime.LOG.info("%s: %d images fitted, %d of them flagged (ROUND not counted), %d rejected", path, *told)
+    if not len(flags):
+        runtime.LOG.warning("%s: nothing could be fitted; the first reason: %s", path, rejected[0])
 
 
 def report(

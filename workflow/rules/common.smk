@@ -22,6 +22,11 @@ def complete(config):
         settings = check_config(config)
     except ValueError as problems:
         sys.exit(str(problems))
+    if settings["source"] == "simulated" and settings["images"]["files"]:
+        print(
+            "Note: images.files is given but not used, since source is 'simulated'; for your own images: source: images",
+            file=sys.stderr,
+        )
     config.clear()
     config.update(settings)
 
