@@ -6,6 +6,7 @@ Stamps are those of the tests (`tests.stamps`), with other seeds. Every share co
 """
 
 import argparse
+import functools
 import platform
 import time
 from pathlib import Path
@@ -15,13 +16,14 @@ import numpy as np
 
 jax.config.update("jax_enable_x64", True)
 
-from pipeline import __version__, columns, fit, model, simulate  # noqa: E402  (after the precision is set)
+from pipeline import __version__, columns, fit, model, simulate, uncertainty  # noqa: E402  (after the precision is set)
 from tests import stamps  # noqa: E402
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "calibration.md"
 DECADES = ((5, 10), (10, 100), (100, 1e3), (1e3, 1e4))
 NAMES = columns.parameter_names("constant", "fit")
 SHOWN = (*NAMES, *columns.DERIVED)
+propagate = jax.jit(jax.vmap(functools.partial(uncertainty.propagate, model.derived)))
 
 
 def percent(hits) -> str:
@@ -61,18 +63,20 @@ def coverage(count: int) -> list[str]:
         scale = simulate.cauchy_scale({"kind": noise, "scale": 1.0, "fraction": 0.05, "factor": 10.0, "dof": 3.0})
         truth = dict(zip(NAMES, [*params.T, np.zeros(count), np.full(count, scale)], strict=True))
         truth |= dict(zip(columns.DERIVED, model.derived(params).T, strict=True))
+        result = fit.fit_stack(images)
+        found = dict(zip(SHOWN, [*result.params.T, *result.derived.T], strict=True))
         pulls = {}
-        for kind in columns.COVARIANCES:
-            found, _ = fit.fit_rows(images, uncertainty=kind)
-            for name, true in truth.items():
-                offset = found[name] - true
+        for kind, covariance in zip(columns.COVARIANCES, result.covariances, strict=True):
+            _, derived_errors = propagate(result.params[:, :6], covariance[:, :6, :6])
+            errors = [*np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)).T, *np.asarray(derived_errors).T]
+            for name, error in zip(SHOWN, errors, strict=True):
+                offset = found[name] - truth[name]
                 if name == "theta":
                     offset = (offset + np.pi / 2) % np.pi - np.pi / 2
-                pull = offset / found[f"{name}_err"]
-                good = np.isfinite(pull)
+                good = np.isfinite(error)
                 if name == "theta":
-                    good &= found["flags"] & columns.BIT["ROUND"] == 0
-                pulls[kind, name] = pull[good]
+                    good &= result.flags & columns.BIT["ROUND"] == 0
+                pulls[kind, name] = (offset / error)[good]
         for name in SHOWN:
             default = pulls["pooled", name]
             spread = np.std(np.clip(default, -5, 5))
@@ -124,7 +128,7 @@ then, for the default (`pooled`), within two errors (95.4 %), the median pull an
 {chr(10).join(covered)}
 
 The scale is short by about 2 p / n of itself (p parameters, n pixels), as every maximum-likelihood width is: hence its
-median pull. On Gaussian noise `hessian` and `fisher` are too short because they take the noise for Cauchy's; `pooled`
+median pull. Where the noise is not Cauchy's, `hessian` and `fisher` are wrong, because they take it for that; `pooled`
 and `sandwich` do not.
 """
     )
