@@ -104,17 +104,18 @@ def fit_image(data, mask, noise, shape, dials: Dials, *, n_background: int, fit_
 
     low, middle, high = start.quantiles(data, used, (0.25, 0.5, 0.75))
     offset = middle if n_background else dials.level
-    spread = 0.5 * (high - low)
+    half_spread = 0.5 * (high - low)
     mean_deviation = jnp.sum(used * jnp.abs(data - offset)) / jnp.maximum(n, 1.0)
-    spread = jnp.where(spread > 0, spread, jnp.where(mean_deviation > 0, mean_deviation, 1.0))
+    spread = jnp.where(half_spread > 0, half_spread, jnp.where(mean_deviation > 0, mean_deviation, 1.0))
     equal = jnp.sum(jnp.where(data == middle, used, 0.0))
     unit = _power_of_two(spread)
     if noise is None:
-        noise, noise_unit = jnp.ones_like(data), jnp.ones_like(unit)
+        noise, noise_unit, ratio_spread = jnp.ones_like(data), jnp.ones_like(unit), half_spread / unit
     else:
         typical = jnp.sqrt(jnp.sum(jnp.where(good, noise, 0.0) ** 2) / jnp.maximum(n, 1.0))
         noise_unit = _power_of_two(jnp.where(typical > 0, typical, 1.0))
         noise = jnp.where(good, noise / noise_unit, 1.0)
+        ratio_spread = start.half_spread((data - offset) / (unit * noise), used)
     scale_unit = unit / noise_unit
     image = likelihood.Image(
         # A wild pixel weighs nothing wherever it is, but its square must not overflow.
@@ -125,7 +126,6 @@ def fit_image(data, mask, noise, shape, dials: Dials, *, n_background: int, fit_
     )
 
     # A scale of zero has no likelihood.
-    ratio_spread = start.half_spread((data - offset) / (unit * noise), used)
     first_scale = jnp.maximum(ratio_spread, LEAST_SCALE).astype(dtype)
     source = start.guess(image, first_scale)
     image = image._replace(origin=source[:2])

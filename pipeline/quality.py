@@ -47,8 +47,8 @@ def flags(public, errors, ellipticity_error, image, shape, converged, positive, 
     """Bits of `pipeline.columns.FLAGS` that the fit itself can tell. int64 ().
 
     public, errors : (q,), (p,) parameters and chosen standard errors. shape : (2,) ny, nx of the image without its
-    padding. converged, positive, enough, degenerate
-    (too many equal pixels for a scale) : bools. misfit_value : as `misfit` gives it.
+    padding. converged, positive, enough, degenerate (too many equal pixels for a scale) : bools. misfit_value : as
+    `misfit` gives it.
     """
     x0, y0, amp, sigma = (public[i] for i in range(4))
     e = model.ellipticity(public[:6])

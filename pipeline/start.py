@@ -20,9 +20,8 @@ CORE = 8.0  # most that a peak may exceed the median of its 9 pixels: a Gaussian
 BRIGHT_WIDTHS = (0.6, 0.9, 1.4, 2.2, 3.5)  # pixel; tried at the brightest place of the 3 x 3 median
 
 
-def _ordered(values):
-    """Integers (int64) that order as float64 ``values`` do; its own inverse, up to the type."""
-    bits = jax.lax.bitcast_convert_type(values, jnp.int64)
+def _ordered(bits):
+    """Bits (int64) of float64 numbers as integers that order as the numbers do, and back: it is its own inverse."""
     return jnp.where(bits < 0, bits ^ jnp.iinfo(jnp.int64).max, bits)
 
 
@@ -34,7 +33,7 @@ def quantiles(values, used, probabilities):
 
     values : float64 array, finite. used : array of its shape, 1.0 or 0.0. probabilities : k numbers. Returns (k,).
     """
-    keys = _ordered(values)
+    keys = _ordered(jax.lax.bitcast_convert_type(values, jnp.int64))
     limits = jnp.iinfo(jnp.int64)
     low = jnp.min(jnp.where(used > 0, keys, limits.max)) - 1
     high = jnp.max(jnp.where(used > 0, keys, limits.min + 1))
@@ -50,8 +49,7 @@ def quantiles(values, used, probabilities):
 
     ends = jax.lax.fori_loop(0, 64, halve, [(low, high)] * len(wanted))
     found = jnp.stack([high for _, high in ends])
-    bits = jnp.where(found < 0, found ^ limits.max, found)
-    return jax.lax.bitcast_convert_type(bits, values.dtype)
+    return jax.lax.bitcast_convert_type(_ordered(found), values.dtype)
 
 
 def half_spread(values, used):
