@@ -35,7 +35,8 @@ _SUFFIXES = re.compile(r"\.(fits|fit|fts)(\.(gz|bz2|fz))?$", re.IGNORECASE)
 class Block(NamedTuple):
     """Planes ``start`` to ``stop - 1`` of one HDU, all ``(ny, nx)``.
 
-    ``size`` and ``mtime_ns`` are sums over the file and its mask and uncertainty files, so that any change shows.
+    ``size`` and ``changed_ns`` (the later of modification and status change) are sums over the file and its mask and
+    uncertainty files, so that any change shows.
     """
 
     file: str
@@ -45,7 +46,7 @@ class Block(NamedTuple):
     ny: int
     nx: int
     size: int
-    mtime_ns: int
+    changed_ns: int
 
 
 class Rejected(NamedTuple):
@@ -178,7 +179,7 @@ def scan_file(
     column : str, optional
         Column of a binary table whose cells are images (by TDIM).
     **maps
-        ``mask`` and ``uncertainty`` of the config: their files count in ``size`` and ``mtime_ns``.
+        ``mask`` and ``uncertainty`` of the config: their files count in ``size`` and ``changed_ns``.
 
     Returns
     -------
@@ -188,7 +189,7 @@ def scan_file(
         HDUs that announce images but are broken, those asked for that are not there, or the file if it has no image.
     """
     try:
-        size, mtime_ns = _stamp(file, maps)
+        size, changed_ns = _stamp(file, maps)
         chosen, rejected = _chosen(file, hdus.layout(file).hdus, hdu)
     except _TROUBLE as error:
         return [], [_whole(file, _words(error))]
@@ -203,7 +204,7 @@ def scan_file(
             except ValueError as error:
                 others.append(_whole(file, f"{label} {error}", found.number))
                 continue
-            blocks.append(Block(file, found.number, 0, pixels.planes, pixels.ny, pixels.nx, size, mtime_ns))
+            blocks.append(Block(file, found.number, 0, pixels.planes, pixels.ny, pixels.nx, size, changed_ns))
         if hdu == "auto":
             break
     if hdu not in ("auto", "all"):
@@ -291,7 +292,7 @@ def read_planes(
     """
     masks, maps = (None if setting is None else _as_map(setting) for setting in (mask, uncertainty))
     try:
-        if _stamp(block.file, {"mask": mask, "uncertainty": uncertainty}) != (block.size, block.mtime_ns):
+        if _stamp(block.file, {"mask": mask, "uncertainty": uncertainty}) != (block.size, block.changed_ns):
             msg = "it or its mask or uncertainty file changed after the scan: run again"
             raise ValueError(msg)
         layout = hdus.layout(block.file)

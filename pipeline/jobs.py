@@ -256,7 +256,7 @@ def _batches(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: list
         for first in range(block.start, block.stop, step):
             for start, stack in _read(block, first, min(first + step, block.stop), reading, rejected):
                 # Now, while the reader still knows where the header lies.
-                sky = _sky(block.file, block.hdu, block.mtime_ns, reading["column"])
+                sky = _sky(block.file, block.hdu, block.changed_ns, reading["column"])
                 place = position + start - block.start
                 waiting.setdefault((block.ny, block.nx), []).append(Piece(block, start, place, stack, sky))
                 pixels += stack.data.size
@@ -297,7 +297,7 @@ def _complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[Pie
 
     rows: columns (n,), changed in place; cov: (n, p, p), the covariance behind the errors.
     """
-    from pipeline.sky import sky_table
+    from pipeline.sky import sky_columns
 
     counts = [len(piece.stack.data) for piece in pieces]
     for (block, start, _, _, sky), stop, count in zip(pieces, np.cumsum(counts), counts, strict=True):
@@ -315,12 +315,12 @@ def _complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[Pie
     if headers:
         known = np.repeat([piece.sky.wcs is not None for piece in pieces], counts)
         params = np.stack([rows[name][known] for name in PARAMETERS[:6]], axis=1)
-        for name, values in sky_table(headers, params, cov[known, :6, :6]).items():
+        for name, values in sky_columns(headers, params, cov[known, :6, :6]).items():
             rows[name][known] = values
 
 
 @functools.lru_cache(maxsize=1)
-def _sky(file: str, hdu: int, mtime_ns: int, column: str | None) -> Sky:
+def _sky(file: str, hdu: int, changed_ns: int, column: str | None) -> Sky:
     """What the header of an HDU says of sky, beam and unit; the last one is kept, for blocks read in several pieces."""
     from pipeline.sky import beam, celestial
 

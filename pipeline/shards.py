@@ -24,7 +24,7 @@ from pipeline.images import Block, Rejected
 #: What a shard can be called, as a regular expression.
 NAME = r"b-\d{2}-\d{8}|f-[0-9a-f]{16}-\d+-\d+"
 
-_HEADER = ("kind", "file", "hdu", "start", "stop", "ny", "nx", "size", "mtime_ns", "plane", "source", "reason")
+_HEADER = ("kind", "file", "hdu", "start", "stop", "ny", "nx", "size", "changed_ns", "plane", "source", "reason")
 
 
 def _digest(data: str) -> bytes:

@@ -114,9 +114,9 @@ def beam(header: fits.Header) -> tuple[float, float, float] | None:
 
 
 def sky_columns(
-    wcs: WCS | None, beam: tuple[float, float, float] | None, params: np.ndarray, cov: np.ndarray
+    headers: Sequence[tuple[WCS | None, tuple[float, float, float] | None, int]], params: np.ndarray, cov: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Columns of the groups sky and beam, each with its ``_err``, for the sources of one image or stack.
+    """Columns of the groups sky and beam, each with its ``_err``, for the sources of many images at once.
 
     Errors come by the delta method from the full covariance of ``x0 .. diff``; the beam and the WCS are exact. An axis
     that the beam does not leave resolved (squared width not above the beam's) is NaN, and so is its error; with the
@@ -124,12 +124,11 @@ def sky_columns(
 
     Parameters
     ----------
-    wcs
-        From `celestial`; None gives NaN throughout.
-    beam
-        From `beam`; None gives NaN in the deconvolved columns.
+    headers
+        Of each image: its WCS, from `celestial`, None gives NaN throughout; its beam, from `beam`, None gives NaN in
+        the deconvolved columns; and its number of sources.
     params
-        Shape (n, 6): x0, y0, amp, sigma, rho, diff [pixel].
+        Shape (n, 6): x0, y0, amp, sigma, rho, diff [pixel] of all sources, image after image.
     cov
         Shape (n, 6, 6): their covariance. NaN gives NaN errors and leaves the values.
 
@@ -138,21 +137,6 @@ def sky_columns(
     dict of ndarray
         Float64, shape (n,), by column name, units as in `pipeline.columns`. NaN where ``params`` is NaN, where the
         position has no sky position in the projection, and in shapes and errors where a neighbouring pixel has none.
-    """
-    return sky_table([(wcs, beam, len(params))], params, cov)
-
-
-def sky_table(
-    headers: Sequence[tuple[WCS | None, tuple[float, float, float] | None, int]], params: np.ndarray, cov: np.ndarray
-) -> dict[str, np.ndarray]:
-    """`sky_columns` for the sources of many images at once: much faster where each image has a header of its own.
-
-    Parameters
-    ----------
-    headers
-        WCS, beam and number of sources of each image, as for `sky_columns`.
-    params, cov
-        Shapes (n, 6) and (n, 6, 6), n sources in all: those of the first image, then those of the next.
     """
     params, cov = np.asarray(params, np.float64), np.asarray(cov, np.float64)
     counts = [count for _, _, count in headers]

@@ -18,6 +18,11 @@ RESOLVED = ("deconvolved_major", "deconvolved_minor", "deconvolved_pa")
 SCALE = 0.5  # arcsec a pixel in most headers here
 
 
+def columns_of(wcs, beam, params, cov):
+    """Sky and beam columns of the sources of one image."""
+    return sky.sky_columns([(wcs, beam, len(params))], params, cov)
+
+
 def header(**cards):
     """A plain TAN header with ``cards`` put in; None takes one out, ``DATE__OBS`` is DATE-OBS."""
     plain = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 40.0, "CRVAL2": 30.0, "CRPIX1": 11.0, "CRPIX2": 11.0}
@@ -63,7 +68,7 @@ def angle_between(a, b):
 def one(wcs, params, cov=None, beam=None):
     """The columns of a single source as floats."""
     cov = np.diag([1e-2, 2e-2, 1e-3, 3e-3, 4e-3, 5e-3]) if cov is None else cov
-    return {k: v.item() for k, v in sky.sky_columns(wcs, beam, np.array([params]), np.array([cov])).items()}
+    return {k: v.item() for k, v in columns_of(wcs, beam, np.array([params]), np.array([cov])).items()}
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +85,14 @@ def sources():
 
 
 def test_columns_are_those_of_the_catalogue(sources):
-    columns = sky.sky_columns(sky.celestial(header()), None, *sources)
+    columns = columns_of(sky.celestial(header()), None, *sources)
     assert sorted(columns) == sorted([*SKY, *BEAM, *(f"{name}_err" for name in (*SKY, *BEAM))])
     assert all(values.shape == (20,) and values.dtype == np.float64 for values in columns.values())
 
 
 def test_square_pixels_north_up_east_left(sources):
     params, cov = sources
-    columns = sky.sky_columns(sky.celestial(header()), None, params, cov)
+    columns = columns_of(sky.celestial(header()), None, params, cov)
     sigma, rho, diff = params[:, 3:].T
     e, phi = np.hypot(diff, rho / 2), np.degrees(np.arctan2(rho / 2, diff)) / 2
     fwhm = np.sqrt(8 * np.log(2)) * sigma * SCALE
@@ -100,8 +105,8 @@ def test_square_pixels_north_up_east_left(sources):
 @pytest.mark.parametrize("angle", [0.0, 17.0, 90.0, 133.0, 180.0, 271.0])
 @pytest.mark.parametrize("flip", [1, -1])
 def test_turning_the_sky_turns_the_position_angle_only(sources, angle, flip):
-    still = sky.sky_columns(sky.celestial(header()), None, *sources)
-    moved = sky.sky_columns(sky.celestial(header(**turned(angle, flip=flip))), None, *sources)
+    still = columns_of(sky.celestial(header()), None, *sources)
+    moved = columns_of(sky.celestial(header(**turned(angle, flip=flip))), None, *sources)
     np.testing.assert_allclose(angle_between(moved["pa_sky"], flip * still["pa_sky"] + angle), 0, atol=1e-3)
     assert np.all((moved["pa_sky"] >= 0) & (moved["pa_sky"] < 180))
     for name in ("fwhm_major_sky", "fwhm_minor_sky", "fwhm_major_sky_err", "fwhm_minor_sky_err", "pa_sky_err"):
@@ -154,12 +159,12 @@ def test_shapes_that_are_no_ellipse_are_nan(params):
 def test_sizes_and_errors_are_the_same_all_over_the_sky(sources, lon, lat):
     params, cov = sources
     wcs = sky.celestial(header(CRVAL1=lon, CRVAL2=lat, CTYPE1="RA---SIN", CTYPE2="DEC--SIN"))
-    columns = sky.sky_columns(wcs, None, params, cov)
+    columns = columns_of(wcs, None, params, cov)
     assert np.all((columns["ra"] >= 0) & (columns["ra"] < 360))
     place = SkyCoord(columns["ra"], columns["dec"], unit="deg")
     centre = SkyCoord(lon, lat, unit="deg")
     np.testing.assert_allclose(place.separation(centre).arcsec, SCALE * np.hypot(*(params[:, :2] - 10).T), rtol=1e-6)
-    still = sky.sky_columns(sky.celestial(header()), None, params, cov)
+    still = columns_of(sky.celestial(header()), None, params, cov)
     for name in SHAPES[:2]:
         np.testing.assert_allclose(columns[name], still[name], rtol=1e-6)
         np.testing.assert_allclose(columns[f"{name}_err"], still[f"{name}_err"], rtol=1e-6)
@@ -233,7 +238,7 @@ def test_sky_to_pixel_and_back():
     x, y = np.array([0.0, 12.5, 30.0]), np.array([9.0, -3.0, 14.5])
     for cards in ({}, distorted, *PROJECTIONS.values()):
         wcs = sky.celestial(header(**cards))
-        columns = sky.sky_columns(wcs, None, np.column_stack([x, y, *np.ones((4, 3))]), np.zeros((3, 6, 6)))
+        columns = columns_of(wcs, None, np.column_stack([x, y, *np.ones((4, 3))]), np.zeros((3, 6, 6)))
         np.testing.assert_allclose(sky.pixel_position(wcs, columns["ra"], columns["dec"]), [x, y], atol=1e-4)
 
 
@@ -271,7 +276,7 @@ def test_shape_errors_are_the_scatter_of_shapes():
     mean = np.array([10.0, 10.0, 1.0, 2.0, 0.5, 0.3])
     wcs = sky.celestial(header(**turned(70.0)))
     columns = one(wcs, mean, cov, beam)
-    draws = sky.sky_columns(wcs, beam, rng.multivariate_normal(mean, cov, 5000), np.full((5000, 6, 6), np.nan))
+    draws = columns_of(wcs, beam, rng.multivariate_normal(mean, cov, 5000), np.full((5000, 6, 6), np.nan))
     for name in (*SHAPES, *RESOLVED):
         assert columns[f"{name}_err"] == pytest.approx(np.std(draws[name]), rel=0.05), name
 
@@ -279,10 +284,10 @@ def test_shape_errors_are_the_scatter_of_shapes():
 def test_errors_agree_with_finite_differences(sources):
     params, cov = sources
     wcs, beam = sky.celestial(header(CRVAL1=359.999, CRVAL2=60.0, **turned(40.0))), (1.0, 0.7, 10.0)
-    columns = sky.sky_columns(wcs, beam, params, cov)
+    columns = columns_of(wcs, beam, params, cov)
     slopes = []
     for step in 1e-5 * np.eye(6):
-        up, down = (sky.sky_columns(wcs, beam, params + sign * step, cov) for sign in (1, -1))
+        up, down = (columns_of(wcs, beam, params + sign * step, cov) for sign in (1, -1))
         difference = {name: (up[name] - down[name]) / 2e-5 for name in (*SKY, *BEAM)}
         difference["ra"] = 3600 * angle_between(up["ra"], down["ra"]) / 2e-5 * np.cos(np.radians(columns["dec"]))
         difference["dec"] = 3600 * difference["dec"]
@@ -298,7 +303,7 @@ def test_errors_agree_with_finite_differences(sources):
 def test_without_a_covariance_values_stay_and_errors_are_nan(sources):
     params, cov = sources
     wcs, beam = sky.celestial(header()), (1.0, 0.7, 10.0)
-    known, unknown = (sky.sky_columns(wcs, beam, params, c) for c in (cov, np.full_like(cov, np.nan)))
+    known, unknown = (columns_of(wcs, beam, params, c) for c in (cov, np.full_like(cov, np.nan)))
     for name in (*SKY, *BEAM):
         np.testing.assert_array_equal(unknown[name], known[name])
         assert np.all(np.isnan(unknown[f"{name}_err"]))
@@ -310,9 +315,9 @@ def test_without_a_covariance_values_stay_and_errors_are_nan(sources):
 def test_rows_do_not_depend_on_their_number_or_place(sources):
     params, cov = (np.tile(a, (8, *[1] * (a.ndim - 1))) for a in sources)
     wcs, beam = sky.celestial(header(EQUINOX=2000.0)), (1.0, 0.7, 10.0)
-    many = sky.sky_columns(wcs, beam, params, cov)
+    many = columns_of(wcs, beam, params, cov)
     for start, stop in ((0, 1), (3, 4), (sky.CHUNK - 1, sky.CHUNK + 2), (0, len(params))):
-        few = sky.sky_columns(wcs, beam, params[start:stop], cov[start:stop])
+        few = columns_of(wcs, beam, params[start:stop], cov[start:stop])
         for name, values in few.items():
             np.testing.assert_array_equal(values, many[name][start:stop])
 
@@ -325,22 +330,22 @@ def test_many_headers_at_once_give_what_each_gives_alone(sources):
         (None, None, 2),
         (sky.celestial(header(CRVAL1=10.0, RADESYS="FK4")), (2.0, 2.0, 0.0), len(params) - 6),
     ]
-    together = sky.sky_table(headers, params, cov)
+    together = sky.sky_columns(headers, params, cov)
     first = 0
     for wcs, beam, count in headers:
         here = slice(first, first + count)
         first += count
-        for name, values in sky.sky_columns(wcs, beam, params[here], cov[here]).items():
+        for name, values in columns_of(wcs, beam, params[here], cov[here]).items():
             assert values.tobytes() == together[name][here].tobytes(), name
 
 
 def test_no_rows():
-    columns = sky.sky_columns(sky.celestial(header()), None, np.empty((0, 6)), np.empty((0, 6, 6)))
+    columns = columns_of(sky.celestial(header()), None, np.empty((0, 6)), np.empty((0, 6, 6)))
     assert all(values.shape == (0,) for values in columns.values())
 
 
 def test_without_wcs_everything_is_nan(sources):
-    columns = sky.sky_columns(None, (1.0, 1.0, 0.0), *sources)
+    columns = columns_of(None, (1.0, 1.0, 0.0), *sources)
     assert all(np.isnan(values).all() for values in columns.values())
 
 
@@ -349,7 +354,7 @@ def test_positions_off_the_sky_are_nan(projection):
     wcs = sky.celestial(header(CDELT1=-1e-3, CDELT2=1e-3, **PROJECTIONS[projection]))
     far = np.array([np.nan, np.inf, -np.inf, 1e300, 1e6, 10.0])
     params = np.column_stack([far, np.full(6, 10.0), *np.tile([1.0, 2.0, 0.1, 0.1], (6, 1)).T])
-    columns = sky.sky_columns(wcs, None, params, np.tile(np.eye(6), (6, 1, 1)))
+    columns = columns_of(wcs, None, params, np.tile(np.eye(6), (6, 1, 1)))
     assert np.isnan(columns["ra"][:3]).all()
     assert np.isnan(columns["fwhm_major_sky"][:3]).all()
     assert np.isnan(columns["ra"][4]) == (projection != "TAN")  # the gnomonic plane has no edge
@@ -358,9 +363,7 @@ def test_positions_off_the_sky_are_nan(projection):
 
 def test_linear_axes_end_at_the_poles():
     wcs = sky.celestial(header(CTYPE1="RA", CTYPE2="DEC", CDELT1=-0.1, CDELT2=0.1))
-    columns = sky.sky_columns(
-        wcs, None, np.array([[10.0, 10, 1, 2, 0.1, 0], [10, 700, 1, 2, 0.1, 0]]), np.zeros((2, 6, 6))
-    )
+    columns = columns_of(wcs, None, np.array([[10.0, 10, 1, 2, 0.1, 0], [10, 700, 1, 2, 0.1, 0]]), np.zeros((2, 6, 6)))
     np.testing.assert_allclose([columns["ra"][0], columns["dec"][0]], [40, 30])
     assert np.isnan([columns["ra"][1], columns["dec"][1]]).all()
 
@@ -443,7 +446,7 @@ def test_unresolved_axes_are_nan():
 
 
 def test_without_beam_nothing_is_deconvolved(sources):
-    columns = sky.sky_columns(sky.celestial(header()), None, *sources)
+    columns = columns_of(sky.celestial(header()), None, *sources)
     assert all(np.isnan(columns[f"{name}{end}"]).all() for name in RESOLVED for end in ("", "_err"))
 
 
@@ -625,7 +628,7 @@ def test_parkes_components_in_three_projections(shared_data):
         slopes = [pixel_slopes(wcs, SkyCoord(*p, unit="deg")) for p in zip(table["ra"], table["dec"], strict=True)]
         shapes = [ellipse(*s) for s in zip(table["a"], table["b"], table["pa"], strict=True)]
         params = [to_params(*p, m @ s @ m.T) for p, m, s in zip(pixels[-1].T, slopes, shapes, strict=True)]
-        columns = sky.sky_columns(wcs, beam, np.array(params), np.tile(np.eye(6) * 1e-4, (len(params), 1, 1)))
+        columns = columns_of(wcs, beam, np.array(params), np.tile(np.eye(6) * 1e-4, (len(params), 1, 1)))
         np.testing.assert_allclose(columns["ra"], table["ra"] % 360, atol=1e-9)
         np.testing.assert_allclose(columns["dec"], table["dec"], atol=1e-9)
         np.testing.assert_allclose(columns["fwhm_major_sky"], table["a"], rtol=1e-4)
@@ -661,7 +664,7 @@ def test_parkes_peaks_lie_where_the_reference_has_them(shared_data):
 def test_degenerate_axes_change_nothing(shared_data, sources):
     names = ("small", "small_3D", "small_4D", "small_5D")
     found = [
-        sky.sky_columns(sky.celestial(h), sky.beam(h), *sources)
+        columns_of(sky.celestial(h), sky.beam(h), *sources)
         for h in (fits.getheader(shared_data / "parkes1904" / f"{name}.fits") for name in names)
     ]
     for other in found[1:]:
