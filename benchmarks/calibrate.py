@@ -68,7 +68,7 @@ def coverage(count: int) -> list[str]:
         pulls = {}
         for kind, covariance in zip(columns.COVARIANCES, result.covariances, strict=True):
             _, derived_errors = propagate(result.params[:, :6], covariance[:, :6, :6])
-            errors = [*np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)).T, *np.asarray(derived_errors).T]
+            errors = [*np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)).T, *np.asarray(derived_errors)]
             for name, error in zip(SHOWN, errors, strict=True):
                 offset = found[name] - truth[name]
                 if name == "theta":

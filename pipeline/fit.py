@@ -1,9 +1,10 @@
 """Images in, catalogue columns out: the one place where the mathematics of one image is lifted to stacks.
 
-Each image is brought to working units (background near 0, spread near 1; a power of two, so that nothing is rounded),
-given a first guess, minimised, and given its covariances and flags; then results return to the image's units. Images
-are padded with masked pixels to a few sizes and fitted in batches of one shape, so few programs are compiled, and the
-numbers of a row depend on nothing but its own pixels.
+Each image is brought to working units (background near 0, spread near 1; a power of two, so that nothing is rounded)
+and given a first guess (`prepare`), minimised in slots (`minimise`), and given its covariances, in the image's own
+units (`solution`), derived quantities and flags (`describe`). Images are padded with unused pixels to a few sizes and
+fitted in batches of one shape, so few programs are compiled, and the numbers of a row depend on nothing but its own
+pixels.
 """
 
 import functools
@@ -13,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pipeline import columns, likelihood, model, moments, newton, quality, start, uncertainty
+from pipeline import columns, likelihood, model, moments, newton, quality, slots, start, uncertainty
 
 #: Sides [pixel] to which images are padded.
 SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
-BATCH_PIXELS = 1 << 16  # pixels in a batch, about
-MAX_BATCH = 64
+BATCH_PIXELS = 1 << 15  # pixels taken at once, about: what the processor's cache holds several times
+QUEUE_PIXELS = 1 << 21  # pixels in the memory of the device, about
+MAX_BATCH = 32
+BURST = 3  # steps between two looks at which slots are done
 LEAST_SCALE = 1e-3  # to start from, in working units
 WILD = 1e12  # working units: where pixels are cut off
 
@@ -34,8 +37,8 @@ class FitResult(NamedTuple):
     params: jax.Array
     errors: jax.Array
     covariances: tuple[jax.Array, ...]
-    derived: jax.Array
-    derived_err: jax.Array
+    derived: list
+    derived_err: list
     origin: jax.Array
     nll: jax.Array
     n_steps: jax.Array
@@ -66,8 +69,38 @@ class Dials(NamedTuple):
     chosen: jax.Array
 
 
-def fit_image(data, mask, noise, shape, dials: Dials, *, n_background: int, fit_scale: bool, precision: str):
-    """Fit one image; traced by JAX, never raises.
+class Problem(NamedTuple):
+    """What the minimiser is given of one image.
+
+    image : likelihood.Image in working units. n, unused : numbers of used and of unused pixels. start : (q,) free
+    vector. target : logarithm of the scale at which the continuation ends. max_steps : 0 where pixels are too few.
+    """
+
+    image: likelihood.Image
+    n: jax.Array
+    unused: jax.Array
+    start: jax.Array
+    target: jax.Array
+    max_steps: jax.Array
+
+
+class Units(NamedTuple):
+    """What leads from working units back to those of the image; scalars.
+
+    unit : of pixel values. scale_unit : of the scale. offset : background taken off. first_scale : guess of the scale,
+    working units. enough : whether there are pixels enough to fit. degenerate : whether more than half are equal.
+    """
+
+    unit: jax.Array
+    scale_unit: jax.Array
+    offset: jax.Array
+    first_scale: jax.Array
+    enough: jax.Array
+    degenerate: jax.Array
+
+
+def prepare(data, mask, noise, dials: Dials, *, n_background: int, fit_scale: bool, precision: str):
+    """Working units and first guess of one image; traced by JAX, never raises.
 
     Parameters
     ----------
@@ -77,136 +110,240 @@ def fit_image(data, mask, noise, shape, dials: Dials, *, n_background: int, fit_
         True = not used.
     noise : float64 array (ny, nx) or None
         1-sigma map that multiplies the scale; None = 1 everywhere, in image units.
-    shape : int array (2,)
-        ny, nx before padding.
     dials : Dials
     n_background : int
         Fitted parameters of the background: 0 (held at ``dials.level``), 1 (constant) or 3 (plane).
     fit_scale : bool
         Whether the scale is fitted, or held at ``dials.scale``.
     precision : str
-        Floating-point type of the minimiser.
+        Floating-point type of the pixels in the minimiser.
 
     Returns
     -------
-    FitResult
-        NaN and flags where something could not be done.
+    Problem, Units
     """
     dtype = precision
-    p = 6 + n_background + fit_scale
     good = ~mask & jnp.isfinite(data)
     if noise is not None:
         good &= jnp.isfinite(noise) & (noise > 0)
-    used = good.astype(data.dtype)
-    n = jnp.sum(used)
-    enough = n >= 2 * p
+    n = jnp.sum(good, dtype=jnp.int32).astype(float)
+    enough = n >= 2 * (6 + n_background + fit_scale)
     data = jnp.where(good, data, 0.0)
 
-    low, middle, high = start.quantiles(data, used, (0.25, 0.5, 0.75))
+    low, middle, high = start.quantiles(data, good, (0.25, 0.5, 0.75))
     offset = middle if n_background else dials.level
     half_spread = 0.5 * (high - low)
-    mean_deviation = jnp.sum(used * jnp.abs(data - offset)) / jnp.maximum(n, 1.0)
+    mean_deviation = jnp.sum(jnp.where(good, jnp.abs(data - offset), 0.0)) / jnp.maximum(n, 1.0)
     spread = jnp.where(half_spread > 0, half_spread, jnp.where(mean_deviation > 0, mean_deviation, 1.0))
-    equal = jnp.sum(jnp.where(data == middle, used, 0.0))
+    near = good & (jnp.abs(data - middle) <= start.ACCURACY * half_spread)
     unit = _power_of_two(spread)
     if noise is None:
-        noise, noise_unit, ratio_spread = jnp.ones_like(data), jnp.ones_like(unit), half_spread / unit
+        weight, noise_unit, ratio_spread = good.astype(dtype), jnp.ones_like(unit), half_spread / unit
     else:
         typical = jnp.sqrt(jnp.sum(jnp.where(good, noise, 0.0) ** 2) / jnp.maximum(n, 1.0))
         noise_unit = _power_of_two(jnp.where(typical > 0, typical, 1.0))
-        noise = jnp.where(good, noise / noise_unit, 1.0)
-        ratio_spread = start.half_spread((data - offset) / (unit * noise), used)
+        relative = jnp.where(good, noise / noise_unit, 1.0)
+        ratio_spread = start.half_spread((data - offset) / (unit * relative), good)
+        weight = jnp.where(good, 1.0 / relative, 0.0).astype(dtype)
     scale_unit = unit / noise_unit
     image = likelihood.Image(
         # A wild pixel weighs nothing wherever it is, but its square must not overflow.
         data=jnp.clip(jnp.where(good, data - offset, 0.0) / unit, -WILD, WILD).astype(dtype),
-        used=used.astype(dtype),
-        noise=noise.astype(dtype),
-        origin=jnp.zeros(2, dtype),
+        weight=weight,
+        origin=jnp.zeros(2),
     )
-
     # A scale of zero has no likelihood.
-    first_scale = jnp.maximum(ratio_spread, LEAST_SCALE).astype(dtype)
+    first_scale = jnp.maximum(ratio_spread, LEAST_SCALE)
     source = start.guess(image, first_scale)
-    image = image._replace(origin=source[:2])
-    target = first_scale if fit_scale else (dials.scale / scale_unit).astype(dtype)
+    target = first_scale if fit_scale else dials.scale / scale_unit
     wide = jnp.maximum(target, start.WIDE * jnp.abs(source[2]))
-    first = likelihood.to_free(jnp.concatenate([source, jnp.zeros(n_background, dtype), wide[None]]))
-    state = newton.minimise(
-        evaluate=lambda free: moments.terms(free, image),
-        value=lambda free: likelihood.nll(likelihood.to_public(free), image),
-        valid=lambda free: model.ellipticity(likelihood.to_public(free)) < 1.0,
-        start=first,
+    problem = Problem(
+        image=image._replace(origin=source[:2]),
+        n=n,
+        unused=data.size - n,
+        start=likelihood.to_free(jnp.concatenate([source, jnp.zeros(n_background), wide[None]])),
         target=jnp.log(target),
-        fit_scale=fit_scale,
-        tolerance=dials.tolerance.astype(dtype),
         max_steps=jnp.where(enough, dials.max_steps, 0),
     )
-    public = likelihood.to_public(state.free)
-    four = uncertainty.covariances(public, state.terms, image, fit_scale)
-    positive = jnp.all(jnp.isfinite(four.hessian))
-    misfit = quality.misfit(public, image)
-    outliers = quality.outlier_fraction(public, image)
+    degenerate = 2 * jnp.sum(near, dtype=jnp.int32) > jnp.sum(good, dtype=jnp.int32)
+    return problem, Units(unit, scale_unit, offset, first_scale, enough, degenerate)
 
-    # Back to the image's own units, all linear, in float64: squares of small units are no float32 numbers.
-    size = jnp.ones(p + (not fit_scale)).at[2].set(unit).at[6 : 6 + n_background].set(unit).at[-1].set(scale_unit)
-    degenerate = (equal > 0.5 * n) | (public[-1] < columns.MIN_SCALE * first_scale)
-    public = public.astype(float) * size
+
+def _valid(free):
+    """Whether the Gaussian at ``free`` is bounded."""
+    return free[5] ** 2 + 0.25 * free[4] ** 2 < 1.0
+
+
+def _rounding(free, precision: str):
+    """What rounding leaves uncertain in a residual over its half-width."""
+    return float(jnp.finfo(precision).eps) * (1.0 + jnp.abs(free[2]) * jnp.exp(-free[-1]))
+
+
+def minimise(problems: Problem, count, dials: Dials, *, fit_scale: bool, precision: str, batch: int):
+    """The free vectors of a queue of problems, whether they converged, and the number of steps.
+
+    Returns arrays (length, q), bool (length,), int (length,).
+    """
+
+    def step(problem, state):
+        def evaluate(place, log_scale, exact):
+            return moments.step(place, problem.image, problem.n, problem.unused, log_scale, exact, fit_scale=fit_scale)
+
+        def rounding(place):
+            return _rounding(place, precision)
+
+        return newton.step(state, evaluate, _valid, problem.target, dials.tolerance, rounding)
+
+    results = slots.run(
+        problems,
+        count,
+        begin=lambda problem: newton.begin(problem.start, problem.target, fit_scale),
+        step=step,
+        going=lambda problem, state: newton.going(state, problem.max_steps),
+        result=lambda state: jnp.stack([*state.free, state.converged.astype(float), state.n_steps.astype(float)]),
+        slots=batch,
+        burst=BURST,
+    )
+    return results[:, :-2], results[:, -2] > 0, results[:, -1].astype(int)
+
+
+class Solution(NamedTuple):
+    """A solution in the units of its image, p parameters fitted of q = 6 + background + scale.
+
+    public : (q,) parameters. errors : (p,). covariances : four (p, p). converged, positive, enough, degenerate,
+    peak_used : bools for the flags, see `quality.flags`. The rest are columns of the catalogue.
+    """
+
+    public: jax.Array
+    errors: jax.Array
+    covariances: tuple[jax.Array, ...]
+    origin: jax.Array
+    nll: jax.Array
+    n_steps: jax.Array
+    n_pixels: jax.Array
+    outlier_fraction: jax.Array
+    misfit: jax.Array
+    condition: jax.Array
+    converged: jax.Array
+    positive: jax.Array
+    enough: jax.Array
+    degenerate: jax.Array
+    peak_used: jax.Array
+
+
+def solution(free, converged, n_steps, problem: Problem, units: Units, dials: Dials, *, fit_scale: bool) -> Solution:
+    """Covariances of one image, and everything in its own units, from the minimiser's result.
+
+    Always in float64; a last Newton step takes away what the tolerance, or float32, has left. NaN where something
+    could not be done.
+    """
+    q = free.shape[0]
+    p, n_background = q - (not fit_scale), q - 7
+    n, unit, enough = problem.n, units.unit, units.enough
+    image = jax.tree.map(lambda a: a.astype(float), problem.image)
+    four = uncertainty.covariances(free, image, n, problem.unused, fit_scale)
+    positive = jnp.all(jnp.isfinite(four.hessian))
+    outliers, misfit = quality.residuals(list(free), image, n)
+    public = likelihood.to_public(free).at[:p].add(jnp.where(converged & positive, -four.newton_step, 0.0))
+
+    # Back to the image's own units, all linear.
+    size = jnp.ones(q).at[2].set(unit).at[6 : 6 + n_background].set(unit).at[-1].set(units.scale_unit)
+    degenerate = units.degenerate | (public[-1] < columns.MIN_SCALE * units.first_scale)
+    public = public * size
     if n_background:
-        public = public.at[6].add(offset)
+        public = public.at[6].add(units.offset)
     nan = jnp.where(enough, 0.0, jnp.nan)
-    public = public + nan
     size = size[:p]
-    working = [getattr(four, kind).astype(float) + nan for kind in columns.COVARIANCES]
-    covariances = tuple(matrix * size[:, None] * size[None, :] for matrix in working)
-    # Roots before units: the square of a small unit may vanish.
-    errors = jnp.sqrt(jnp.diag(jnp.stack(working)[dials.chosen])) * size
-    chosen = jnp.stack(covariances)[dials.chosen]
-    derived, derived_err = uncertainty.propagate(model.derived, public[:6], chosen[:6, :6])
-    _, e_err = uncertainty.propagate(lambda q: model.ellipticity(q)[None], public[:6], chosen[:6, :6])
-    flags = quality.flags(public, errors, e_err[0], image, shape, state.converged, positive, enough, degenerate, misfit)
+    working = [getattr(four, kind) + nan for kind in columns.COVARIANCES]
+    return Solution(
+        public=public + nan,
+        # Roots before units: the square of a small unit may vanish.
+        errors=jnp.sqrt(jnp.diag(jnp.stack(working)[dials.chosen])) * size,
+        covariances=tuple(matrix * size[:, None] * size[None, :] for matrix in working),
+        origin=image.origin + nan,
+        nll=four.nll + n * jnp.log(unit) + nan,
+        n_steps=jnp.where(enough, n_steps, 0),
+        n_pixels=n.astype(int),
+        outlier_fraction=outliers + nan,
+        misfit=misfit + nan,
+        condition=quality.condition(four.hessian_matrix) + nan,
+        converged=converged,
+        positive=positive,
+        enough=enough,
+        degenerate=degenerate,
+        peak_used=quality.peak_used(public, image),
+    )
+
+
+def describe(found: Solution, shape, dials: Dials) -> FitResult:
+    """What is derived from a solution, with errors; and its flags. shape : int array (2,), ny, nx before padding."""
+    chosen = jnp.stack(found.covariances)[dials.chosen][:6, :6]
+    (*derived, _), (*derived_err, e_err) = uncertainty.propagate(
+        lambda source: jnp.concatenate([model.derived(source), model.ellipticity(source)[None]]),
+        found.public[:6],
+        chosen,
+    )
+    p = found.errors.shape[0]
     return FitResult(
-        params=public[:p],
-        errors=errors,
-        covariances=covariances,
+        params=found.public[:p],
+        errors=found.errors,
+        covariances=found.covariances,
         derived=derived,
         derived_err=derived_err,
-        origin=image.origin.astype(float) + nan,
-        nll=state.terms.nll.astype(float) + n * jnp.log(unit) + nan,
-        n_steps=jnp.where(enough, state.n_steps, 0),
-        n_pixels=n.astype(int),
-        snr=jnp.abs(public[2]) / errors[2],
-        outlier_fraction=outliers.astype(float) + nan,
-        misfit=misfit.astype(float) + nan,
-        condition=quality.condition(four.hessian_matrix.astype(float)) + nan,
-        flags=flags,
+        origin=found.origin,
+        nll=found.nll,
+        n_steps=found.n_steps,
+        n_pixels=found.n_pixels,
+        snr=jnp.abs(found.public[2]) / found.errors[2],
+        outlier_fraction=found.outlier_fraction,
+        misfit=found.misfit,
+        condition=found.condition,
+        flags=quality.flags(found, e_err, shape),
     )
+
+
+def _batches(function, stacks, count, batch: int):
+    """``function`` of one image, over the first ``count`` of stacks (length, ...), ``batch`` at a time."""
+    shapes = jax.eval_shape(function, jax.tree.map(lambda stack: stack[0], stacks))
+    length = jax.tree.leaves(stacks)[0].shape[0]
+    empty = jax.tree.map(lambda leaf: jnp.zeros((length, *leaf.shape), leaf.dtype), shapes)
+
+    def put(i, results):
+        part = jax.tree.map(lambda stack: jax.lax.dynamic_slice_in_dim(stack, i * batch, batch), stacks)
+        return jax.tree.map(
+            lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, i * batch, 0),
+            results,
+            jax.vmap(function)(part),
+        )
+
+    return jax.lax.fori_loop(0, (count + batch - 1) // batch, put, empty)
 
 
 @functools.cache
-def _program(**form):
-    """The compiled fit of a batch: (data, mask, noise or None, shape), each with axis B; `Dials`; images in it."""
+def _program(*, batch: int, n_background: int, fit_scale: bool, precision: str):
+    """The compiled fit of a queue: (data, mask, noise or None, shape), each with axis length; images in it; `Dials`."""
 
-    def batch(images, dials, count):
-        def one(image):
-            data, mask, noise, shape = image
-            return fit_image(data, mask, noise, shape, dials, **form)
+    def program(images, count, dials):
+        data, mask, noise, shapes = images
 
-        if jax.default_backend() != "cpu":
-            return jax.lax.map(one, images, batch_size=MAX_BATCH)
+        def first(one):
+            data, mask, noise = one
+            return prepare(
+                data, mask, noise, dials, n_background=n_background, fit_scale=fit_scale, precision=precision
+            )
 
-        # On a CPU one image after the other: vectors are filled by its pixels, no image waits for the slowest of a
-        # batch, and a row's bits cannot depend on its place. An accelerator needs the whole batch at once.
-        def put(i, results):
-            result = one(jax.tree.map(lambda stack: stack[i], images))
-            return jax.tree.map(lambda all_, new: all_.at[i].set(new), results, result)
+        problems, units = _batches(first, (data, mask, noise), count, batch)
+        found = minimise(problems, count, dials, fit_scale=fit_scale, precision=precision, batch=batch)
 
-        shapes = jax.eval_shape(one, jax.tree.map(lambda stack: stack[0], images))
-        length = len(images[0])
-        empty = jax.tree.map(lambda leaf: jnp.zeros((length, *leaf.shape), leaf.dtype), shapes)
-        return jax.lax.fori_loop(0, count, put, empty)
+        def last(one):
+            (free, converged, n_steps), problem, unit = one
+            return solution(free, converged, n_steps, problem, unit, dials, fit_scale=fit_scale)
 
-    return jax.jit(batch)
+        solutions = _batches(last, (found, problems, units), count, batch)
+        # Apart, lest the compiler mixes it with the above in ways that let the last bit depend on the place in a batch.
+        return _batches(lambda one: describe(*one, dials), (solutions, shapes), count, batch)
+
+    return jax.jit(program)
 
 
 def padded_side(size: int) -> int:
@@ -262,10 +399,12 @@ def fit_stack(
             raise ValueError(msg)
     n, ny, nx = data.shape
     sides = padded_side(ny), padded_side(nx)
-    batch = max(1, min(MAX_BATCH, BATCH_PIXELS // (sides[0] * sides[1])))
+    area = sides[0] * sides[1]
+    batch = max(1, min(MAX_BATCH, BATCH_PIXELS // area))
+    length = batch * max(1, QUEUE_PIXELS // (batch * area))
     names = columns.parameter_names(background, scale)
     fit_scale = "scale" in names
-    program = _program(n_background=len(names) - 6 - fit_scale, fit_scale=fit_scale, precision=precision)
+    program = _program(batch=batch, n_background=len(names) - 6 - fit_scale, fit_scale=fit_scale, precision=precision)
     dials = Dials(
         level=jnp.asarray(0.0 if isinstance(background, str) else background, float),
         scale=jnp.asarray(jnp.nan if fit_scale else scale, float),
@@ -273,27 +412,28 @@ def fit_stack(
         max_steps=jnp.asarray(max_steps),
         chosen=jnp.asarray(columns.COVARIANCES.index(uncertainty)),
     )
-    shapes = np.broadcast_to(np.array([ny, nx]), (batch, 2))
+    shapes = np.broadcast_to(np.array([ny, nx]), (length, 2))
 
     def padded(stack, low, dtype, fill):
-        block = np.full((batch, *sides), fill, dtype=dtype)
-        part = stack[low : low + batch]
+        block = np.full((length, *sides), fill, dtype=dtype)
+        part = stack[low : low + length]
         block[: len(part), :ny, :nx] = part
         return block
 
-    results = []
+    results: list = []
     # An empty stack still runs once, for the shapes of nothing.
-    for low in range(0, max(n, 1), batch):
+    for low in range(0, max(n, 1), length):
         pixels = padded(data, low, np.float64, np.nan)
         hidden = padded(np.zeros(data.shape, bool) if mask is None else mask, low, bool, True)
         noise = None if noise_map is None else padded(noise_map, low, np.float64, np.nan)
-        results.append(program((pixels, hidden, noise, shapes), dials, jnp.asarray(min(batch, n - low))))
+        results.append(program((pixels, hidden, noise, shapes), jnp.asarray(min(length, n - low)), dials))
 
     def join(*parts):
         whole = np.concatenate([np.asarray(part) for part in parts])[:n]
         return whole.astype(np.float64) if whole.dtype.kind == "f" else whole
 
-    return jax.tree.map(join, *results)
+    whole: FitResult = jax.tree.map(join, *results)
+    return whole._replace(**{name: np.stack(getattr(whole, name), axis=-1) for name in ("derived", "derived_err")})
 
 
 def fit_rows(data, mask=None, noise_map=None, **settings) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

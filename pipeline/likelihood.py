@@ -21,14 +21,13 @@ _SIGMA = 3  # place of log sigma in the free vector
 class Image(NamedTuple):
     """One image as the likelihood sees it.
 
-    data : array (ny, nx), finite everywhere. used : array (ny, nx), 1.0 where the pixel counts, 0.0 elsewhere.
-    noise : array (ny, nx), positive; multiplies the scale. origin : array (2,), x and y about which a background
-    plane is defined.
+    data : array (ny, nx), finite everywhere. weight : array (ny, nx), 1 / noise where the pixel counts, 0 elsewhere;
+    the half-width of a pixel is scale / weight. origin : array (2,), x and y about which a background plane is
+    defined.
     """
 
     data: jax.Array
-    used: jax.Array
-    noise: jax.Array
+    weight: jax.Array
     origin: jax.Array
 
 
@@ -56,16 +55,16 @@ def to_free(public):
     return public.at[_SIGMA].set(jnp.log(public[_SIGMA])).at[-1].set(jnp.log(public[-1]))
 
 
-def public_derivatives(public, terms: Terms):
-    """Hessian and score products (q, q) in the public parameters from ``terms`` in the free vector.
+def to_public_matrices(public, gradient, hessian, scores):
+    """Hessian and score products (q, q) in the public parameters from those in the free vector.
 
     With s = exp(l): d/ds = (1/s) d/dl and d2/ds2 = (1/s^2) (d2/dl2 - d/dl).
     """
     logs = jnp.zeros(public.shape[0], bool).at[_SIGMA].set(True).at[-1].set(True)
     slope = jnp.where(logs, 1.0 / public, 1.0)
     outer = slope[:, None] * slope[None, :]
-    bend = jnp.diag(jnp.where(logs, terms.gradient * slope * slope, 0.0))
-    return terms.hessian * outer - bend, terms.scores * outer
+    bend = jnp.diag(jnp.where(logs, gradient * slope * slope, 0.0))
+    return hessian * outer - bend, scores * outer
 
 
 def predict(public, image: Image):
@@ -82,16 +81,12 @@ def predict(public, image: Image):
     return source + level[0] + level[1] * (x - image.origin[0]) + level[2] * (y - image.origin[1])
 
 
-def pixel_nll(residual, g):
-    """Cauchy negative log-likelihood of one pixel: log(pi g) + log(1 + (r/g)^2) (design: section 3)."""
-    t = residual / g
-    return jnp.log(jnp.pi * g) + jnp.log1p(t * t)
-
-
 def nll(public, image: Image):
-    """Negative log-likelihood, summed over used pixels. Scalar."""
-    residual = image.data - predict(public, image)
-    return jnp.sum(image.used * pixel_nll(residual, public[-1] * image.noise))
+    """Negative log-likelihood: the sum over used pixels of log(pi g) + log(1 + (r/g)^2) (design: section 3)."""
+    used = image.weight > 0
+    t = (image.data - predict(public, image)) * image.weight / public[-1]
+    log_g = jnp.log(jnp.pi * public[-1]) - jnp.log(jnp.where(used, image.weight, 1.0))
+    return jnp.sum(jnp.where(used, log_g + jnp.log1p(t * t), 0.0))
 
 
 def terms(free, image: Image) -> Terms:
@@ -102,18 +97,19 @@ def terms(free, image: Image) -> Terms:
 
     def pixels(free):
         public = to_public(free)
-        return predict(public, image), public[-1] * image.noise
+        return predict(public, image), jnp.full(image.data.shape, jnp.log(public[-1]))
 
-    predicted, g = pixels(free)
-    slope_m, slope_g = jax.jacfwd(pixels)(free)
-    t = (image.data - predicted) / g
-    inv = image.used / (1.0 + t * t)
-    psi = 2.0 * t * inv / g  # d nll / d residual
-    chi = (1.0 - t * t) * inv / g  # d nll / d g
-    score = chi[..., None] * slope_g - psi[..., None] * slope_m
-    weight = 2.0 * inv / (g * g)
-    gauss_newton = jnp.einsum("yx,yxi,yxj->ij", weight, slope_m, slope_m) + jnp.einsum(
-        "yx,yxi,yxj->ij", weight, slope_g, slope_g
+    predicted, log_scale = pixels(free)
+    slope_m, slope_s = jax.jacfwd(pixels)(free)
+    h = image.weight * jnp.exp(-log_scale)  # 1 / g, 0 where unused
+    t = (image.data - predicted) * h
+    v = 1.0 / (1.0 + t * t)
+    used = (image.weight > 0).astype(free.dtype)
+    psi = 2.0 * t * v * h  # d nll / d residual
+    chi = used * (1.0 - t * t) * v  # d nll / d log scale
+    score = chi[..., None] * slope_s - psi[..., None] * slope_m
+    gauss_newton = jnp.einsum("yx,yxi,yxj->ij", 2.0 * v * h * h, slope_m, slope_m) + jnp.einsum(
+        "yx,yxi,yxj->ij", 2.0 * v * used, slope_s, slope_s
     )
     return Terms(
         nll=value(free),

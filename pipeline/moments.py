@@ -1,128 +1,303 @@
-"""Exact derivatives of the likelihood for the built-in Gaussian, by moments.
+"""Sums over the pixels of one image, for the built-in Gaussian: exact derivatives of the likelihood, by moments.
 
 With X = (x - x0) / sigma, Y = (y - y0) / sigma and E = exp(-q/2), every first derivative of the model is E times a
 polynomial of degree 2 in X, Y and every second derivative E times one of degree 4. So the pixels enter the gradient
 and the Hessian only through moments sum w X^i Y^j of a few weight maps w, which are products of small matrices; what is
-left are 6 x 6 matrices. Equal to `likelihood.terms` to rounding, at a hundredth of its cost (design: section 4).
+left are sums of a few products of numbers. Equal to `likelihood.terms` to rounding, at a thousandth of its cost
+(design: section 4).
 
 Coordinates move with the source and are measured in its width, which keeps float32 accurate anywhere in any image.
+Pixels are taken in the floating-point type of the image, everything else in that of the parameters. Images too large
+for the processor's cache are taken in tiles of some rows: all sums are sums over tiles.
 """
 
+import math
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
-import numpy as np
 
-from pipeline import likelihood
+from pipeline.likelihood import Image
 
-# The monomials 1, X, Y, X^2, XY, Y^2, and where the product of two of them stands in the 5 x 5 table of moments.
-_X_POWER = np.array([0, 1, 0, 2, 1, 0])
-_Y_POWER = np.array([0, 0, 1, 0, 1, 2])
-_COLUMN = _X_POWER[:, None] + _X_POWER[None, :]
-_ROW = _Y_POWER[:, None] + _Y_POWER[None, :]
+TILE_PIXELS = 1 << 15  # most pixels taken at once
+LARGEST = 1e18  # residual over half-width, whose square still is a float32 number, and the product of 8 a float64 one
+
+Polynomial = dict[tuple[int, int], jax.Array]  # coefficients of X^i Y^j
 
 
-def _log_slopes(sigma, rho, diff):
-    """First and second derivatives of log E in x0, y0, log sigma, rho, diff: (5, 6) and (5, 5, 6) polynomials."""
-    zero = jnp.zeros_like(sigma)
-    a, b = (1.0 + diff) / sigma, (1.0 - diff) / sigma
-    c = 0.5 * rho / sigma
+class Frame(NamedTuple):
+    """What the parameters mean for every tile: scalars, and the model's derivatives as polynomials in X and Y.
 
-    def polynomial(**terms):
-        order = ("one", "x", "y", "xx", "xy", "yy")
-        return jnp.stack([jnp.asarray(terms.get(name, zero), sigma.dtype) for name in order])
+    slopes : d m / d p_i = factors[i] * E * slopes[i] for the six of the source, and ground[b] for the background.
+    bends : d2 log E / d p_i d p_j for the six, in the lower triangle; that of amp makes the curvature of m in it 0.
+    """
 
-    half = jnp.full_like(sigma, 0.5)
-    x0, y0 = polynomial(x=a, y=c), polynomial(x=c, y=b)
-    width = polynomial(xx=1.0 + diff, xy=rho, yy=1.0 - diff)
-    slopes = jnp.stack([x0, y0, width, polynomial(xy=-half), polynomial(xx=-half, yy=half)])
-    none = jnp.zeros_like(x0)
-    x0_rho, x0_diff = polynomial(y=half / sigma), polynomial(x=1.0 / sigma)
-    y0_rho, y0_diff = polynomial(x=half / sigma), polynomial(y=-1.0 / sigma)
-    width_rho, width_diff = polynomial(xy=2.0 * half), polynomial(xx=2.0 * half, yy=-2.0 * half)
-    x0_y0 = polynomial(one=-c / sigma)
-    curvatures = jnp.stack(
-        [
-            jnp.stack([polynomial(one=-a / sigma), x0_y0, -2.0 * x0, x0_rho, x0_diff]),
-            jnp.stack([x0_y0, polynomial(one=-b / sigma), -2.0 * y0, y0_rho, y0_diff]),
-            jnp.stack([-2.0 * x0, -2.0 * y0, -2.0 * width, width_rho, width_diff]),
-            jnp.stack([x0_rho, y0_rho, width_rho, none, none]),
-            jnp.stack([x0_diff, y0_diff, width_diff, none, none]),
-        ]
-    )
-    return slopes, curvatures
+    x0: jax.Array
+    y0: jax.Array
+    amp: jax.Array
+    sigma: jax.Array
+    rho: jax.Array
+    diff: jax.Array
+    level: list
+    scale: jax.Array
+    factors: list
+    slopes: list
+    bends: dict
+    ground: list
 
 
-def terms(free, image: likelihood.Image) -> likelihood.Terms:
-    """Value and derivatives in the free vector (p,); see `likelihood.terms`, whose equal this is."""
+class Tile(NamedTuple):
+    """Some rows of an image under a model: the powers of X (nx, 5) and Y (rows, 5), and maps (rows, nx).
+
+    shape : E. h : 1 / half-width, 0 where unused. t : residual / half-width, 0 where unused. v : 1 / (1 + t^2), 1 where
+    unused.
+    """
+
+    x: jax.Array
+    y: jax.Array
+    shape: jax.Array
+    weight: jax.Array
+    h: jax.Array
+    t: jax.Array
+    v: jax.Array
+
+
+def frame(free, image: Image) -> Frame:
+    """The model at ``free``, a sequence of p scalars (see `pipeline.likelihood`)."""
+    x0, y0, amp, log_sigma, rho, diff = free[:6]
+    level, sigma, scale = list(free[6:-1]), jnp.exp(log_sigma), jnp.exp(free[-1])
+    a, b, c, s = (1.0 + diff) / sigma, (1.0 - diff) / sigma, 0.5 * rho / sigma, 1.0 / sigma
+    width = {(2, 0): 1.0 + diff, (1, 1): rho, (0, 2): 1.0 - diff}
+    slopes = [
+        {(1, 0): a, (0, 1): c},
+        {(1, 0): c, (0, 1): b},
+        {(0, 0): 1.0},
+        width,
+        {(1, 1): -0.5},
+        {(2, 0): -0.5, (0, 2): 0.5},
+    ]
+    bends = {
+        (0, 0): {(0, 0): -a * s},
+        (1, 0): {(0, 0): -c * s},
+        (1, 1): {(0, 0): -b * s},
+        (2, 2): {(0, 0): -1.0},
+        (3, 0): {key: -2.0 * value for key, value in slopes[0].items()},
+        (3, 1): {key: -2.0 * value for key, value in slopes[1].items()},
+        (3, 3): {key: -2.0 * value for key, value in width.items()},
+        (4, 0): {(0, 1): 0.5 * s},
+        (4, 1): {(1, 0): 0.5 * s},
+        (4, 3): {(1, 1): 1.0},
+        (5, 0): {(1, 0): s},
+        (5, 1): {(0, 1): -s},
+        (5, 3): {(2, 0): 1.0, (0, 2): -1.0},
+    }
+    origin = image.origin.astype(x0.dtype)
+    ground = [{(0, 0): 1.0}, {(0, 0): x0 - origin[0], (1, 0): sigma}, {(0, 0): y0 - origin[1], (0, 1): sigma}]
+    factors = [amp, amp, jnp.ones_like(amp), amp, amp, amp]
+    return Frame(x0, y0, amp, sigma, rho, diff, level, scale, factors, slopes, bends, ground[: len(level)])
+
+
+def total(function, at: Frame, image: Image):
+    """The sum of ``function(tile)``, a tree of arrays, over the tiles of an image."""
     ny, nx = image.data.shape
-    dtype = free.dtype
-    x0, y0, amp, log_sigma, rho, diff = (free[i] for i in range(6))
-    level, sigma, scale = free[6:-1], jnp.exp(log_sigma), jnp.exp(free[-1])
-    x = (jnp.arange(nx, dtype=dtype) - x0) / sigma
-    y = (jnp.arange(ny, dtype=dtype) - y0) / sigma
+    rows = ny
+    if ny * nx > TILE_PIXELS:
+        rows = max([8 * k for k in range(1, 1 + TILE_PIXELS // (8 * nx)) if ny % (8 * k) == 0], default=math.gcd(ny, 8))
+    if rows == ny:
+        return function(_tile(at, image.data, image.weight, 0))
+
+    def add(sums, block):
+        data, weight, first = block
+        new = function(_tile(at, data, weight, first))
+        return jax.tree.map(jnp.add, sums, new), None
+
+    blocks = (image.data.reshape(-1, rows, nx), image.weight.reshape(-1, rows, nx), rows * jnp.arange(ny // rows))
+    shapes = jax.eval_shape(lambda: function(_tile(at, image.data[:rows], image.weight[:rows], 0)))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zeros, blocks)[0]
+
+
+def _tile(at: Frame, data, weight, first) -> Tile:
+    rows, nx = data.shape
+    dtype = data.dtype
+    x, y = jnp.arange(nx, dtype=at.x0.dtype), (first + jnp.arange(rows)).astype(at.x0.dtype)
+    x, y = ((x - at.x0) / at.sigma).astype(dtype), ((y - at.y0) / at.sigma).astype(dtype)
+    rho, diff = at.rho.astype(dtype), at.diff.astype(dtype)
     quadratic = ((1.0 - diff) * y * y)[:, None] + x[None, :] * ((1.0 + diff) * x[None, :] + (rho * y)[:, None])
     shape = jnp.exp(-0.5 * quadratic)
+    predicted = at.amp.astype(dtype) * shape
+    if at.level:
+        plane = [sum(c * poly.get(key, 0.0) for c, poly in zip(at.level, at.ground, strict=True)) for key in _LINEAR]
+        predicted = predicted + plane[0].astype(dtype)
+        if len(at.level) > 1:
+            predicted = predicted + (plane[1].astype(dtype) * x)[None, :] + (plane[2].astype(dtype) * y)[:, None]
+    h = weight * (1.0 / at.scale).astype(dtype)
+    t = jnp.clip((data - predicted) * h, -LARGEST, LARGEST)
+    shape, h, t, v = jax.lax.optimization_barrier((shape, h, t, 1.0 / (1.0 + t * t)))
+    return Tile(_powers(x), _powers(y), shape, weight, h, t, v)
 
-    # The background's derivatives as polynomials in X, Y, one row a parameter.
-    rows = jnp.zeros((3, 6), dtype).at[0, 0].set(1.0)
-    rows = rows.at[1, 0].set(x0 - image.origin[0]).at[1, 1].set(sigma)
-    rows = rows.at[2, 0].set(y0 - image.origin[1]).at[2, 2].set(sigma)
-    ground = rows[: level.size]
-    predicted = amp * shape
-    if level.size:
-        plane = level @ ground
-        predicted = predicted + plane[0] + plane[1] * x[None, :] + plane[2] * y[:, None]
 
-    g = scale * image.noise
-    t = (image.data - predicted) / g
-    inv = image.used / (1.0 + t * t)  # 0 where unused: every weight below has it as a factor
-    psi = 2.0 * t * inv / g
-    chi = 2.0 * inv - image.used
-    weight = 2.0 * inv / (g * g)
-    curvature = weight * chi
-    cross = psi * 2.0 * inv
-    nll = jnp.sum(image.used * likelihood.pixel_nll(image.data - predicted, g))
+_LINEAR = ((0, 0), (1, 0), (0, 1))
 
-    x_powers = jnp.stack([x**i for i in range(5)], axis=-1)
-    y_powers = jnp.stack([y**i for i in range(5)], axis=-1)
 
-    def moments(*maps):
-        """Moments of weight maps (ny, nx): one (6, 6) matrix of monomials times monomials each."""
-        return [(y_powers.T @ (w @ x_powers))[_ROW, _COLUMN] for w in maps]
+def _powers(x):
+    square = x * x
+    return jnp.stack([jnp.ones_like(x), x, square, square * x, square * square], axis=-1)
 
-    first, *fours = moments(psi * shape, *(w * shape * shape for w in (curvature, weight, psi * psi)))
-    slopes, curvatures = _log_slopes(sigma, rho, diff)
-    up, down = slopes[:2] * amp, slopes[2:] * amp
-    source = jnp.concatenate([up, jnp.eye(1, 6, dtype=dtype), down])  # d m = E * source . monomials
-    shapes = np.array([0, 1, 3, 4, 5])  # the free vector without amp
-    bend = amp * (slopes @ first @ slopes.T + curvatures @ first[0])
-    second = jnp.zeros((6, 6), dtype).at[shapes[:, None], shapes[None, :]].set(bend)
-    second = second.at[2, shapes].set(slopes @ first[0]).at[shapes, 2].set(slopes @ first[0])
 
-    blocks = [source @ four @ source.T for four in fours]
-    blocks[0] = blocks[0] - second
-    gradient = [-source @ first[0]]
-    scale_rows = [*moments(cross * shape, -psi * chi * shape)]
-    scale_rows = [[source @ row[0]] for row in scale_rows]
-    if level.size:
-        sides = moments(*(w * shape for w in (curvature, weight, psi * psi)))
-        corners = moments(curvature, weight, psi * psi, psi, cross, -psi * chi)
-        blocks = [
-            jnp.block([[block, source @ side @ ground.T], [ground @ side @ source.T, ground @ corner @ ground.T]])
-            for block, side, corner in zip(blocks, sides, corners[:3], strict=True)
-        ]
-        gradient.append(-ground @ corners[3][0])
-        for row, corner in zip(scale_rows, corners[4:], strict=True):
-            row.append(ground @ corner[0])
+def table(weights, tile: Tile, degree=4):
+    """Moments sum w X^i Y^j of a map, i, j <= degree, at [j, i]."""
+    if degree == 0:
+        return jnp.sum(weights)[None, None]
+    return tile.y[:, : degree + 1].T @ (weights @ tile.x[:, : degree + 1])
 
-    def bordered(block, row, last):
-        row = jnp.concatenate(row)
-        return jnp.block([[block, row[:, None]], [row[None, :], last[None, None]]])
 
-    nothing = [jnp.zeros(6 + level.size, dtype)]
-    return likelihood.Terms(
-        nll=nll,
-        gradient=jnp.concatenate([*gradient, jnp.sum(chi)[None]]),
-        hessian=bordered(blocks[0], scale_rows[0], 4.0 * jnp.sum(t * t * inv * inv)),
-        gauss_newton=bordered(blocks[1], nothing, 2.0 * jnp.sum(inv)),
-        scores=bordered(blocks[2], scale_rows[1], jnp.sum(chi * chi)),
+def grid(poly: Polynomial, tile: Tile):
+    """The values of a polynomial of degree <= 4 at the pixels of a tile (rows, nx)."""
+    dtype = tile.x.dtype
+    zero = jnp.zeros((), dtype)
+    rows = [jnp.stack([jnp.asarray(poly.get((i, j), zero), dtype) for i in range(5)]) for j in range(5)]
+    return (tile.y @ jnp.stack(rows)) @ tile.x.T
+
+
+def multiply(a: Polynomial, b: Polynomial) -> Polynomial:
+    """The product of two polynomials."""
+    product: Polynomial = {}
+    for (i, j), u in a.items():
+        for (k, m), v in b.items():
+            place = i + k, j + m
+            product[place] = product[place] + u * v if place in product else u * v
+    return product
+
+
+def mean(poly: Polynomial, moments):
+    """The sum over the pixels of a weight map times a polynomial, from the map's moments."""
+    return sum(value * moments[j, i].astype(jnp.float64) for (i, j), value in poly.items())
+
+
+def log_product(squares):
+    """sum log(1 + s) of a map (rows, nx), 0 <= s <= LARGEST^2, in float64: of products, since logarithms are slow."""
+    rows, nx = squares.shape
+    together = math.gcd(rows, 8)
+    factors = (1.0 + squares.astype(jnp.float64)).reshape(together, rows // together, nx)
+    return jnp.sum(jnp.log(jnp.prod(factors, axis=0)))
+
+
+def tables(weights, tile: Tile, at: Frame) -> list:
+    """The moments of a weight map w that sum w (d m / d p_i) (d m / d p_j) is made of: of w E^2, w E and w."""
+    shaped = weights * tile.shape
+    if not at.level:
+        return [table(shaped * tile.shape, tile)]
+    degree = len(at.level) // 2
+    return [table(shaped * tile.shape, tile), table(shaped, tile, 2 + degree), table(weights, tile, 2 * degree)]
+
+
+def products(at: Frame, moments: list) -> dict:
+    """The lower triangle of sum w (d m / d p_i) (d m / d p_j) from `tables` of w, for source and background."""
+    lower = {}
+    for i in range(6):
+        for j in range(i + 1):
+            lower[i, j] = at.factors[i] * at.factors[j] * mean(multiply(at.slopes[i], at.slopes[j]), moments[0])
+    for i, ground in enumerate(at.ground):
+        for j in range(6):
+            lower[6 + i, j] = at.factors[j] * mean(multiply(ground, at.slopes[j]), moments[1])
+        for j in range(i + 1):
+            lower[6 + i, 6 + j] = mean(multiply(ground, at.ground[j]), moments[2])
+    return lower
+
+
+def slope_tables(weights, tile: Tile, at: Frame, degree=2) -> list:
+    """The moments of a weight map w that sum w (d m / d p_i) is made of: of w E and w."""
+    shaped = table(weights * tile.shape, tile, degree)
+    return [shaped, table(weights, tile, len(at.level) // 2)] if at.level else [shaped]
+
+
+def slopes(at: Frame, moments: list) -> list:
+    """sum w (d m / d p_i) from `slope_tables` of w, for source and background."""
+    source = [factor * mean(poly, moments[0]) for factor, poly in zip(at.factors, at.slopes, strict=True)]
+    return source + [mean(poly, moments[1]) for poly in at.ground]
+
+
+def curvatures(at: Frame, moments: list) -> dict:
+    """The lower triangle of sum w (d2 m / d p_i d p_j) from the moments of w E, for the source."""
+    lower = {}
+    for i in range(6):
+        for j in range(i + 1):
+            bend = mean(multiply(at.slopes[i], at.slopes[j]), moments) + mean(at.bends.get((i, j), {}), moments)
+            lower[i, j] = bend if 2 in (i, j) else at.amp * bend
+    return lower
+
+
+class Step(NamedTuple):
+    """What the minimiser wants to know of a place: scalars; matrices as {(row, column): entry}, column <= row.
+
+    judged : nll at the scale of the place itself. nll, gradient, matrix : at the scale asked for; the matrix is the
+    Hessian where ``exact`` was true, else that of Gauss and Newton. spread : tr(H^-1 S) / p, as far as residuals have
+    one distribution all over the image. All nll are without the terms that do not depend on the parameters.
+    """
+
+    judged: jax.Array
+    nll: jax.Array
+    gradient: list
+    matrix: dict
+    spread: jax.Array
+
+
+def step(free, image: Image, n, unused, log_scale, exact, *, fit_scale: bool) -> Step:
+    """Derivatives in the free vector at another scale than that of ``free``.
+
+    Parameters
+    ----------
+    free : sequence of p scalars
+        The place.
+    image : Image
+    n, unused : scalars
+        Numbers of used and of unused pixels.
+    log_scale : scalar
+        Logarithm of the scale at which derivatives are taken.
+    exact : scalar bool
+        Whether the matrix is the Hessian.
+    fit_scale : bool
+        Whether the scale is a parameter; its entries are 0 if not.
+    """
+    at = frame([*free[:-1], log_scale], image)
+    dtype = image.data.dtype
+    ratio = jnp.exp(2.0 * (log_scale - free[-1])).astype(dtype)
+    newton = exact.astype(dtype)
+
+    def sums(tile):
+        square = tile.t * tile.t
+        psi = 2.0 * tile.t * tile.v * tile.h
+        weight = 2.0 * tile.v * tile.h * tile.h
+        weight = weight + newton * (weight * (2.0 * tile.v - 2.0))
+        found = {
+            "judged": log_product(jnp.minimum(square * ratio, LARGEST**2)),
+            "nll": log_product(square),
+            "weight": tables(weight, tile, at),
+            "psi": slope_tables(psi, tile, at, 4),
+            "v": jnp.sum(tile.v),
+            "v2": jnp.sum(tile.v * tile.v),
+        }
+        if fit_scale:
+            found["cross"] = slope_tables(2.0 * psi * tile.v, tile, at)
+        return found
+
+    found = total(sums, at, image)
+    matrix = products(at, found["weight"])
+    for place, bend in curvatures(at, found["psi"][0]).items():
+        matrix[place] = matrix[place] - jnp.where(exact, bend, 0.0)
+    gradient = [-slope for slope in slopes(at, found["psi"])]
+    v, v2 = found["v"].astype(n.dtype) - unused, found["v2"].astype(n.dtype) - unused
+    last = len(gradient)
+    if fit_scale:
+        for j, cross in enumerate(slopes(at, found["cross"])):
+            matrix[last, j] = jnp.where(exact, cross, 0.0)
+        matrix[last, last] = jnp.where(exact, 4.0 * (v - v2), 2.0 * v)
+        gradient.append(2.0 * v - n)
+    return Step(
+        judged=found["judged"] + n * free[-1],
+        nll=found["nll"] + n * log_scale,
+        gradient=gradient,
+        matrix=matrix,
+        spread=2.0 * (v - v2) / jnp.maximum(2.0 * v2 - v, 1e-12 * n),
     )

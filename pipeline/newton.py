@@ -1,9 +1,12 @@
-"""Damped Newton with continuation in the scale. Knows no images: it is handed a function that gives `Terms`.
+"""Damped Newton with continuation in the scale, one step at a time. Knows no images.
 
 Far from the minimum the Cauchy likelihood is not convex. The scale therefore starts wide, where the likelihood is
 nearly least squares, and shrinks to its target with each accepted step; until the target is reached, and as long as
 the step is long, the positive Gauss-Newton matrix takes the place of the Hessian. After that the Hessian is exact
 and convergence quadratic.
+
+All numbers are scalars, in lists, and a symmetric matrix is the dict of its lower triangle: under ``vmap`` every
+operation then runs over the whole batch, where LAPACK would be called once a matrix.
 """
 
 from typing import Any, NamedTuple
@@ -12,19 +15,35 @@ import jax
 import jax.numpy as jnp
 
 SHRINK = 0.3  # of the scale, at each accepted step
-DAMPING = 1e-3  # at the start
+DAMPING = 1e-3  # at the start, and after a rejected step at least
 EASIER, HARDER = 0.1, 8.0  # factors on the damping after an accepted, a rejected step
+NO_DAMPING = 1e-4  # below which there is none
+MOST_DAMPING = 1e8  # above which there is no use in going on
 FLOOR = 1e-3  # least magnitude of a repaired pivot, in units of the Gauss-Newton diagonal
-NEAR = 1.0  # Gauss-Newton decrement below which the Hessian is used
-LEAST_DAMPING, MOST_DAMPING = 1e-9, 1e8
+SLACK = 32.0  # in the nll, in units of what rounding leaves uncertain in a residual
+NEAR = 1.0  # decrement, as a fraction like ``tolerance``, below which the next matrix is the Hessian
+EPSILON = 2.0**-52
 
 
 class State(NamedTuple):
-    """Where one fit stands. ``terms`` are those at ``free``; ``latched`` says that the scale reached its target."""
+    """Where one fit stands.
 
-    free: jax.Array
-    terms: Any
+    free : the best place so far, p scalars, the logarithm of the scale last. move : what the next trial takes from it.
+    nll, gradient, matrix, spread : there, see `pipeline.moments.Step`. size : the latest Gauss-Newton diagonal. exact :
+    whether ``matrix`` is the Hessian; wanted : whether the next shall be. latched : whether the scale has reached its
+    target.
+    """
+
+    free: list
+    move: list
+    nll: jax.Array
+    gradient: list
+    matrix: dict
+    spread: jax.Array
+    size: list
     damping: jax.Array
+    exact: jax.Array
+    wanted: jax.Array
     latched: jax.Array
     converged: jax.Array
     n_steps: jax.Array
@@ -35,42 +54,40 @@ def solve(matrix, right, floor=None):
 
     Parameters
     ----------
-    matrix : array (p, p)
-    right : array (p,) or (p, k)
-    floor : array (p,), optional
+    matrix : array (p, p) or dict {(row, column): scalar}
+        Only the lower triangle is read.
+    right : sequence of p scalars or arrays
+    floor : sequence of p scalars, optional
         A pivot that is not positive is replaced by its magnitude, or by ``floor`` where that is larger: the step
         then goes downhill even where the matrix is indefinite (after Gill and Murray).
 
     Returns
     -------
-    solution : array, the shape of ``right``
+    solution : list of p, like ``right``
     positive : bool array ()
         Whether every pivot was positive as it came; where it is False and there is no floor, the solution means
         nothing.
-
-    Notes
-    -----
-    Unrolled, so that under ``vmap`` each scalar operation runs over the whole batch; LAPACK would be called once a
-    matrix.
     """
-    p = matrix.shape[0]
+    p = len(right)
     lower: dict[tuple[int, int], Any] = {}
-    pivots: list[Any] = []
+    inverse_pivots: list[Any] = []
     y: list[Any] = []
-    positive = jnp.asarray(True)
+    positive: Any = True
     for i in range(p):
         scaled: dict[int, Any] = {}
         for j in range(i):
             scaled[j] = matrix[i, j] - sum((scaled[k] * lower[j, k] for k in range(j)), start=0.0)
-            lower[i, j] = scaled[j] / pivots[j]
+            lower[i, j] = scaled[j] * inverse_pivots[j]
         pivot = matrix[i, i] - sum((scaled[k] * lower[i, k] for k in range(i)), start=0.0)
-        positive &= pivot > 0
-        pivots.append(pivot if floor is None else jnp.where(pivot > 0, pivot, jnp.maximum(-pivot, floor[i])))
+        positive = (pivot > 0) & positive
+        pivot = pivot if floor is None else jnp.where(pivot > 0, pivot, jnp.maximum(-pivot, floor[i]))
+        inverse_pivots.append(1.0 / pivot)
         y.append(right[i] - sum((lower[i, k] * y[k] for k in range(i)), start=0.0))
     solution: list[Any] = [None] * p
     for i in reversed(range(p)):
-        solution[i] = y[i] / pivots[i] - sum((lower[k, i] * solution[k] for k in range(i + 1, p)), start=0.0)
-    return jnp.stack(solution), positive
+        rest = sum((lower[k, i] * solution[k] for k in range(i + 1, p)), start=0.0)
+        solution[i] = y[i] * inverse_pivots[i] - rest
+    return solution, positive
 
 
 def inverse(matrix):
@@ -80,93 +97,107 @@ def inverse(matrix):
     """
     size = jnp.sqrt(jnp.diag(matrix))
     scaled = matrix / size[:, None] / size[None, :]
-    result, positive = solve(scaled, jnp.eye(len(size), dtype=matrix.dtype))
+    columns, positive = solve(scaled, list(jnp.eye(len(size), dtype=matrix.dtype)))
+    result = jnp.stack(columns)
     result = 0.5 * (result + result.T) / size[:, None] / size[None, :]
     return jnp.where(positive, result, jnp.nan)
 
 
-def _hold(matrix, vector, free_mask):
-    """Take the held parameters out of a linear system: unit diagonal, zero step."""
-    both = free_mask[:, None] & free_mask[None, :]
-    eye = jnp.eye(vector.shape[0], dtype=matrix.dtype)
-    return jnp.where(both, matrix, eye), jnp.where(free_mask, vector, 0.0)
+def begin(start, target, fit_scale: bool) -> State:
+    """The state before the first step, which goes from nowhere to ``start``: so only steps evaluate anything.
+
+    start : array (p,), its last entry the logarithm of the scale to start from. target : array (), that at which the
+    continuation ends. fit_scale : whether the scale is fitted from then on, or held.
+    """
+    zero, no = jnp.zeros_like(target), jnp.zeros_like(target, bool)
+    p = len(start) if fit_scale else len(start) - 1
+    return State(
+        free=list(start),
+        move=[zero] * p,
+        nll=jnp.full_like(target, jnp.inf),
+        gradient=[zero] * p,
+        matrix={(i, j): zero for i in range(p) for j in range(i + 1)},
+        spread=zero,
+        size=[zero] * p,
+        damping=jnp.full_like(target, DAMPING),
+        exact=no,
+        wanted=no,
+        latched=no,
+        converged=no,
+        n_steps=jnp.zeros_like(target, int),
+    )
 
 
-def minimise(evaluate, value, valid, start, target, fit_scale, tolerance, max_steps):
-    """Minimise one negative log-likelihood.
+def step(state: State, evaluate, valid, target, tolerance, rounding) -> State:
+    """One trial step, accepted or not, and the move of the next.
 
     Parameters
     ----------
+    state : State
     evaluate : callable
-        free vector (p,) -> Terms.
-    value : callable
-        free vector (p,) -> nll.
+        (place, logarithm of a scale, whether exact) -> `pipeline.moments.Step` or its like.
     valid : callable
-        free vector (p,) -> bool; a step to where it is False is refused.
-    start : array (p,)
-        Free vector to start from; its last entry is the logarithm of the starting scale.
+        place -> bool; a step to where it is False is refused.
     target : array ()
         Logarithm of the scale at which the continuation ends.
-    fit_scale : bool
-        Whether the scale is fitted from then on, or held.
-    tolerance : float
+    tolerance : array ()
         On the Newton decrement g^T H^-1 g / 2 over min(1, tr(H^-1 S) / p).
-    max_steps : int
-
-    Returns
-    -------
-    State
+    rounding : callable
+        place -> what a residual over its half-width may be off by there.
     """
-    p = start.shape[0]
-    is_scale = jnp.arange(p) == p - 1
-    n_free = p if fit_scale else p - 1
-    eps = jnp.finfo(start.dtype).eps
+    p = len(state.move)
+    fit_scale = p == len(state.free)
+    first = state.n_steps == 0
+    trial = [a - b for a, b in zip(state.free, state.move, strict=False)] + state.free[p:]
+    shrunk = jnp.maximum(target, trial[-1] + jnp.where(first, 0.0, jnp.log(SHRINK)))
+    log_scale = jnp.where(state.latched, trial[-1], shrunk)
+    new = evaluate(trial, log_scale, state.wanted)
+    # Rounding must neither refuse the last steps, nor ask for more of them.
+    noise = rounding(trial)
+    slack = jnp.where(first, 0.0, SLACK * (noise + EPSILON * jnp.abs(state.nll)))
+    accepted = valid(trial) & (new.judged <= state.nll + slack)
 
-    def step(state: State) -> State:
-        terms = state.terms
-        free_mask = ~is_scale | (state.latched & fit_scale)
-        gauss, gradient = _hold(terms.gauss_newton, terms.gradient, free_mask)
-        hessian, _ = _hold(terms.hessian, terms.gradient, free_mask)
-        size = jnp.diag(gauss)
-        damping = state.damping * jnp.diag(size)
-        exact, _ = solve(hessian + damping, gradient, FLOOR * size)
-        safe, _ = solve(gauss + damping, gradient)
-        near = 0.5 * jnp.dot(gradient, safe) < NEAR
-        move = jnp.where(state.latched & near, exact, safe)
-        trial = state.free - move
-        now = value(trial)
-        # Rounding of the sum must not refuse the last steps.
-        slack = jnp.where(state.n_steps > 0, 16 * eps * jnp.abs(terms.nll), 0.0)
-        accepted = valid(trial) & (now <= terms.nll + slack)
-        shrunk = jnp.maximum(target, trial[-1] + jnp.where(state.n_steps > 0, jnp.log(SHRINK), 0.0))
-        scale = jnp.where(accepted & ~state.latched, shrunk, trial[-1])
-        free = jnp.where(accepted, trial.at[-1].set(scale), state.free)
-        latched = state.latched | (free[-1] <= target)
-        terms = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), evaluate(free), terms)
-        damping = jnp.where(accepted, state.damping * EASIER, state.damping * HARDER)
-        damping = jnp.clip(damping, LEAST_DAMPING, MOST_DAMPING)
+    def choose(new, old):
+        return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
 
-        free_mask = ~is_scale | (latched & fit_scale)
-        hessian, gradient = _hold(terms.hessian, terms.gradient, free_mask)
-        scores, _ = _hold(terms.scores, terms.gradient, free_mask)
-        solved, positive = solve(hessian, jnp.concatenate([gradient[:, None], scores], axis=1))
-        decrement = 0.5 * jnp.dot(gradient, solved[:, 0])
-        spread = jnp.sum(jnp.where(free_mask, jnp.diag(solved[:, 1:]), 0.0)) / n_free
-        converged = latched & positive & (decrement <= tolerance * jnp.minimum(1.0, spread))
-        return State(free, terms, damping, latched, converged, state.n_steps + 1)
-
-    def going(state: State):
-        return ~state.converged & (state.n_steps < max_steps) & (state.damping < MOST_DAMPING)
-
-    # A step from nowhere to the start: the loop then holds the only copy of the evaluation, which compiles slowly.
-    shapes = jax.eval_shape(evaluate, start)
-    nowhere = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    first = State(
-        free=start,
-        terms=nowhere._replace(nll=jnp.full_like(nowhere.nll, jnp.inf), gauss_newton=jnp.eye(p, dtype=start.dtype)),
-        damping=jnp.asarray(DAMPING, start.dtype),
-        latched=start[-1] <= target,
-        converged=jnp.asarray(False),
-        n_steps=jnp.asarray(0),
+    trial[-1] = log_scale
+    free, latched = choose(trial, state.free), state.latched | (accepted & (log_scale <= target))
+    nll, gradient, matrix, spread, exact = choose(
+        (new.nll, list(new.gradient), new.matrix, new.spread, state.wanted),
+        (state.nll, state.gradient, state.matrix, state.spread, state.exact),
     )
-    return jax.lax.while_loop(going, step, first)
+    fresh = accepted & ~state.wanted
+    size = [jnp.where(fresh, new.matrix[i, i], old) for i, old in enumerate(state.size)]
+    damping = jnp.where(accepted, state.damping * EASIER, jnp.maximum(state.damping * HARDER, DAMPING))
+    damped = jnp.where(damping > NO_DAMPING, damping, 0.0)
+
+    pull, held = list(gradient), dict(matrix)
+    if fit_scale:  # held until the continuation ends
+        pull[-1] = jnp.where(latched, pull[-1], 0.0)
+        for j in range(p):
+            held[p - 1, j] = jnp.where(latched, held[p - 1, j], float(j == p - 1))
+    for i in range(p):
+        held[i, i] = held[i, i] + damped * size[i]
+    move, positive = solve(held, pull, [FLOOR * s for s in size])
+    decrement = 0.5 * sum(a * b for a, b in zip(pull, move, strict=True))
+    fraction = (decrement - 16.0 * noise * noise) / jnp.minimum(1.0, spread)  # of the true error, squared
+    return State(
+        free=free,
+        move=move,
+        nll=nll,
+        gradient=gradient,
+        matrix=matrix,
+        spread=spread,
+        size=size,
+        damping=damping,
+        exact=exact,
+        wanted=jnp.where(accepted, latched & (fraction < NEAR), state.wanted),
+        latched=latched,
+        converged=latched & exact & positive & (damped == 0) & (fraction <= tolerance),
+        n_steps=state.n_steps + 1,
+    )
+
+
+def going(state: State, max_steps):
+    """Whether a fit needs, and may take, a further step."""
+    return ~state.converged & (state.n_steps < max_steps) & (state.damping < MOST_DAMPING)

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pipeline.likelihood import Image, pixel_nll
+from pipeline.likelihood import Image
+from pipeline.moments import LARGEST, log_product
 
+ACCURACY = 1e-3  # of quantiles
 CLIP = 4.0  # of the clipped map, in units of the half interquartile range
 FILTER_WIDTH, FILTER_REACH = 1.2, 4  # pixel; of the narrowest matched filter
 STRETCHES = (0.5, 0.8, 1.25)  # of the strongest filter's width, tried as sigma
@@ -26,30 +28,38 @@ def _ordered(bits):
 
 
 def quantiles(values, used, probabilities):
-    """Quantiles of the used pixels: the smallest value with at least that share of the pixels at or below it.
+    """Quantiles of the used pixels, off by no more than ACCURACY of the distance of the first from the last.
 
-    By bisection of the bits of floating-point numbers: exact whatever the range of the values, and much faster than
-    sorting on a CPU.
+    By bisection of the bits of floating-point numbers: its cost does not depend on the range of the values, and is a
+    fifth of that of sorting on a CPU. Where first and last are equal, they are exact.
 
-    values : float64 array, finite. used : array of its shape, 1.0 or 0.0. probabilities : k numbers. Returns (k,).
+    values : float64 array, finite. used : bool array of its shape. probabilities : k rising numbers. Returns (k,).
     """
-    keys = _ordered(jax.lax.bitcast_convert_type(values, jnp.int64))
     limits = jnp.iinfo(jnp.int64)
-    low = jnp.min(jnp.where(used > 0, keys, limits.max)) - 1
-    high = jnp.max(jnp.where(used > 0, keys, limits.min + 1))
-    wanted = [probability * jnp.sum(used) for probability in probabilities]
+    keys = jnp.where(used, _ordered(jax.lax.bitcast_convert_type(values, jnp.int64)), limits.max)
+    count = jnp.sum(used, dtype=jnp.int32)
+    low, high = jnp.min(keys) - 1, jnp.max(jnp.where(used, keys, limits.min + 1))
+    ranks = [jnp.ceil(probability * count.astype(float)).astype(jnp.int32) for probability in probabilities]
 
-    def halve(_, ends):
+    def value(key):
+        return jax.lax.bitcast_convert_type(_ordered(key), values.dtype)
+
+    def halve(carry):
+        n, ends = carry
         new = []
-        for (low, high), share in zip(ends, wanted, strict=True):
+        for (low, high), rank in zip(ends, ranks, strict=True):
             middle = (low & high) + ((low ^ high) >> 1)  # the mean, without overflow
-            enough = jnp.sum(jnp.where(keys <= middle, used, 0.0)) >= share
+            enough = jnp.sum(keys <= middle, dtype=jnp.int32) >= rank
             new.append((jnp.where(enough, low, middle), jnp.where(enough, middle, high)))
-        return new
+        return n + 1, new
 
-    ends = jax.lax.fori_loop(0, 64, halve, [(low, high)] * len(wanted))
-    found = jnp.stack([high for _, high in ends])
-    return jax.lax.bitcast_convert_type(_ordered(found), values.dtype)
+    def unclear(carry):
+        n, ends = carry
+        widest = jnp.max(jnp.stack([value(high) - value(low) for low, high in ends]))
+        return (n < 64) & ~(widest < ACCURACY * (value(ends[-1][0]) - value(ends[0][1])))
+
+    _, ends = jax.lax.while_loop(unclear, halve, (0, [(low, high)] * len(ranks)))
+    return jnp.stack([value(high) for _, high in ends])
 
 
 def half_spread(values, used):
@@ -75,35 +85,40 @@ def _halve(maps):
     return rows[:, :, 0::2] + rows[:, :, 1::2]
 
 
+def _brightest(image):
+    """Row and column of the largest value: of its row first, which vectorises as a search of all pixels does not."""
+    row = jnp.argmax(jnp.max(image, axis=1))
+    return row, jnp.argmax(image[row])
+
+
 def _strongest(maps, used):
     """Place and width of the strongest response of either sign to matched filters, for each map.
 
     Filters of doubling width: one and the same short filter on images halved again and again.
 
-    maps : array (k, ny, nx), zero where unused. Returns y, x [pixel], widths [pixel], each (k,).
+    maps : array (k, ny, nx), zero where unused. Returns a list of k (y, x, width) [pixel].
     """
     k, ny, nx = maps.shape
     offsets = np.arange(-FILTER_REACH, FILTER_REACH + 1)
     taps = np.exp(-0.5 * (offsets / FILTER_WIDTH) ** 2)
-    used, found, binning = used[None], [], 1
+    maps, binning = jnp.concatenate([maps, used[None]]), 1
+    best: list[tuple] = [(jnp.full((), -1.0, maps.dtype),) * 4] * k
     while True:
-        power = _smooth(used, taps**2)
+        power = _smooth(maps[k:], taps**2)[0]
         # Where most of the filter falls on unused pixels its response is mostly luck.
         enough = power > 0.25 * jnp.max(power)
-        score = jnp.where(enough, jnp.abs(_smooth(maps, taps)) / jnp.sqrt(jnp.maximum(power, 1e-12)), 0.0)
-        columns = score.shape[2]
-        score = score.reshape(k, -1)
-        place = jnp.argmax(score, axis=1)
-        where = [(axis.astype(maps.dtype) + 0.5) * binning - 0.5 for axis in (place // columns, place % columns)]
-        width = jnp.full(k, binning * FILTER_WIDTH, maps.dtype)
-        found.append(jnp.stack([jnp.max(score, axis=1), *where, width]))
+        norm = jnp.where(enough, jax.lax.rsqrt(jnp.maximum(power, 1e-12)), 0.0)
+        for i, response in enumerate(_smooth(maps[:k], taps)):
+            score = jnp.abs(response) * norm
+            place = _brightest(score)
+            where = [(axis.astype(maps.dtype) + 0.5) * binning - 0.5 for axis in place]
+            found = (score[place], *where, jnp.full((), binning * FILTER_WIDTH, maps.dtype))
+            best[i] = tuple(jnp.where(found[0] > best[i][0], new, old) for new, old in zip(found, best[i], strict=True))
         binning *= 2
         if binning * FILTER_WIDTH > max(0.4 * min(ny, nx), FILTER_WIDTH) or min(ny, nx) < 2 * binning:
             break
-        maps, used = _halve(maps), _halve(used)
-    table = jnp.stack(found)  # (levels, 4, k)
-    best = jnp.argmax(table[:, 0], axis=0)
-    return tuple(jnp.take_along_axis(table[:, i], best[None], axis=0)[0] for i in (1, 2, 3))
+        maps = _halve(maps)
+    return [found[1:] for found in best]
 
 
 def _median9(image):
@@ -156,40 +171,46 @@ def guess(image: Image, scale):
     array (6,)
         x0, y0, amp, sigma, rho, diff.
     """
-    data, used, noise = image.data, image.used, image.noise
+    # Near enough is good enough: float32 is twice as fast.
+    data, weight, scale = (a.astype(jnp.float32) for a in (image.data, image.weight, scale))
+    used = (weight > 0).astype(data.dtype)
     ny, nx = data.shape
     dtype = data.dtype
     residual = data * used
-    z = residual / (noise * scale)
-    maps = jnp.stack([used * jnp.clip(z, -CLIP, CLIP), used * 2.0 * z / (1.0 + z * z)])
-    places = zip(*_strongest(maps, used), strict=True)
-    xs, ys = jnp.arange(nx, dtype=dtype)[None, :], jnp.arange(ny, dtype=dtype)[:, None]
+    z = jnp.clip(residual * weight / scale, -LARGEST, LARGEST)
+    maps = jnp.stack([jnp.clip(z, -CLIP, CLIP), 2.0 * z / (1.0 + z * z)])
+    places = _strongest(maps, used)
+    xs, ys = jnp.arange(nx, dtype=dtype), jnp.arange(ny, dtype=dtype)
 
     def shape(x, y, sigma):
-        return jnp.exp(-0.5 * ((xs - x) ** 2 + (ys - y) ** 2) / sigma**2)
+        """The two factors of a round Gaussian."""
+        return jnp.exp(-0.5 * ((xs - x) / sigma) ** 2), jnp.exp(-0.5 * ((ys - y) / sigma) ** 2)
 
     candidates = []
+    square = weight * weight
     for y, x, width in places:
         row, column = jnp.clip(y, 0, ny - 1).astype(int), jnp.clip(x, 0, nx - 1).astype(int)
         _, _, middle, high = _peak(residual, row, column)
         limit = jnp.maximum(jnp.abs(high), CLIP * scale)
+        clipped = square * jnp.clip(residual, -limit, limit)
         for stretch in STRETCHES:
             sigma = width * stretch
-            weight = used * shape(x, y, sigma)
-            power = jnp.sum(weight * shape(x, y, sigma) / noise**2)
-            mean = jnp.sum(weight * jnp.clip(residual, -limit, limit) / noise**2) / jnp.maximum(power, 1e-12)
+            along, across = shape(x, y, sigma)
+            power = across**2 @ (square @ along**2)
+            mean = (across @ (clipped @ along)) / jnp.maximum(power, 1e-12)
             candidates += [(x, y, amp, sigma) for amp in (middle, high, mean)]
-    brightest = jnp.argmax(jnp.abs(_median9(residual)))
-    row, column, _, high = _peak(residual, brightest // nx, brightest % nx)
+    row, column, _, high = _peak(residual, *_brightest(jnp.abs(_median9(residual))))
     for sigma in BRIGHT_WIDTHS:
         candidates.append((column.astype(dtype), row.astype(dtype), high, jnp.asarray(sigma, dtype)))
     table = jnp.stack([jnp.stack(candidate) for candidate in candidates])
     # All candidates are judged at one scale, wide enough for the brightest: near enough is then good enough.
-    coarse = jnp.maximum(scale, WIDE * jnp.max(jnp.abs(table[:, 2])))
+    h = weight / jnp.maximum(scale, WIDE * jnp.max(jnp.abs(table[:, 2])))
 
     def cost(candidate):
         x, y, amp, sigma = candidate
-        return jnp.sum(used * pixel_nll(residual - amp * shape(x, y, sigma), coarse * noise))
+        along, across = shape(x, y, sigma)
+        t = (residual - (amp * across)[:, None] * along[None, :]) * h
+        return log_product(jnp.clip(t, -LARGEST, LARGEST) ** 2)
 
-    winner = table[jnp.argmin(jax.lax.map(cost, table))]
-    return jnp.concatenate([winner, jnp.zeros(2, dtype)])
+    winner = table[jnp.argmin(jax.vmap(cost)(table))]
+    return jnp.concatenate([winner, jnp.zeros(2, dtype)]).astype(image.origin.dtype)

@@ -10,30 +10,102 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pipeline import likelihood
+from pipeline import likelihood, moments
 from pipeline.newton import inverse
 
 
 class Covariances(NamedTuple):
-    """Four covariances (p, p) of the fitted parameters; NaN where one is undefined. ``hessian_matrix`` is H itself."""
+    """Four covariances (p, p) of the fitted parameters; NaN where one is undefined. ``hessian_matrix`` is H itself.
+
+    ``nll`` is the value there, ``newton_step`` (p,) H^-1 times the gradient: what is left to the minimum.
+    """
 
     pooled: jax.Array
     sandwich: jax.Array
     hessian: jax.Array
     fisher: jax.Array
     hessian_matrix: jax.Array
+    nll: jax.Array
+    newton_step: jax.Array
 
 
-def covariances(public, terms: likelihood.Terms, image: likelihood.Image, fit_scale: bool) -> Covariances:
-    """The four covariances at a solution.
+def dense(lower: dict, size: int):
+    """The symmetric matrix (size, size) of a lower triangle {(row, column): entry}."""
+    return jnp.stack([lower[max(i, j), min(i, j)] for i in range(size) for j in range(size)]).reshape(size, size)
+
+
+def _leverage(at: moments.Frame, inverse_products) -> tuple[dict, dict, dict]:
+    """Polynomials L4, L2, L0 with M_i^T A M_i = (L4 E^2 + L2 E + L0) weight^2 at each pixel, A (p, p) symmetric."""
+    parts: tuple[dict, dict, dict] = ({}, {}, {})
+    sides = [*zip(at.slopes, at.factors, strict=True), *((poly, 1.0) for poly in at.ground)]
+    for i, (left, factor) in enumerate(sides):
+        for j, (right, other) in enumerate(sides[: i + 1]):
+            part = parts[(i >= 6) + (j >= 6)]
+            weight = inverse_products[i, j] * factor * other * (1.0 if i == j else 2.0)
+            for key, value in moments.multiply(left, right).items():
+                part[key] = part.get(key, 0.0) + weight * value
+    return parts
+
+
+class Sums(NamedTuple):
+    """What the covariances are made of, at one place; matrices and gradient in the free vector (q,).
+
+    scores : (q, q), the sum of outer products of the pixels' gradients. products : (q - 1, q - 1), the sum of
+    grad m grad m^T / u^2, u the noise map. powers : the sums of v, v^2, v^3, v^4 over the used pixels, where
+    v = 1 / (1 + t^2) and t is the residual over the half-width.
+    """
+
+    nll: jax.Array
+    gradient: jax.Array
+    hessian: jax.Array
+    scores: jax.Array
+    products: jax.Array
+    powers: list
+
+
+def sums(free, image: likelihood.Image, n, unused) -> Sums:
+    """`Sums` at ``free``; arguments as those of `covariances`."""
+    q = free.shape[0]
+    at = moments.frame(list(free), image)
+    step = moments.step(list(free), image, n, unused, free[-1], jnp.asarray(True), fit_scale=True)
+
+    def of(tile):
+        psi = 2.0 * tile.t * tile.v * tile.h
+        log_weight = jnp.log(jnp.where(tile.weight > 0, tile.weight, 1.0))
+        return {
+            "scores": moments.tables(psi * psi, tile, at),
+            "cross": moments.slope_tables(psi * (2.0 * tile.v - 1.0), tile, at),
+            "products": moments.tables(tile.weight * tile.weight, tile, at),
+            "powers": [jnp.sum(tile.v**k) for k in (1, 2, 3, 4)],
+            "log_weight": jnp.sum(log_weight),
+        }
+
+    found = moments.total(of, at, image)
+    powers = [power.astype(free.dtype) - unused for power in found["powers"]]
+    scores = moments.products(at, found["scores"])
+    for j, cross in enumerate(moments.slopes(at, found["cross"])):
+        scores[q - 1, j] = -cross
+    scores[q - 1, q - 1] = 4.0 * (powers[1] - powers[0]) + n  # (2 v - 1)^2, summed
+    return Sums(
+        nll=step.nll + n * jnp.log(jnp.pi) - found["log_weight"].astype(free.dtype),
+        gradient=jnp.stack(step.gradient),
+        hessian=dense(step.matrix, q),
+        scores=dense(scores, q),
+        products=dense(moments.products(at, found["products"]), q - 1),
+        powers=powers,
+    )
+
+
+def covariances(free, image: likelihood.Image, n, unused, fit_scale: bool) -> Covariances:
+    """The four covariances, in public parameters, at a solution.
 
     Parameters
     ----------
-    public : array (q,)
-        Public parameters, the scale last, fitted or not.
-    terms : likelihood.Terms
-        Value and derivatives there, in the free vector.
+    free : array (q,)
+        The free vector, the logarithm of the scale last, fitted or not.
     image : likelihood.Image
+    n, unused : arrays ()
+        Numbers of used and of unused pixels.
     fit_scale : bool
         Whether the scale is one of the p fitted parameters (p = q) or held (p = q - 1).
 
@@ -45,50 +117,53 @@ def covariances(public, terms: likelihood.Terms, image: likelihood.Image, fit_sc
     the correction put where the leverage is, because a small source has only some 4 pi sigma^2 pixels of its own.
     The scale is uncorrelated with the rest for symmetric noise; its variance is that of a one-parameter M-estimator.
     """
-    q = public.shape[0]
+    q = free.shape[0]
     p = q if fit_scale else q - 1
-    used, u = image.used, image.noise
-    n = jnp.sum(used)
+    public = likelihood.to_public(free)
     scale = public[-1]
-
-    observed, scores = likelihood.public_derivatives(public, terms)
+    here = sums(free, image, n, unused)
+    observed, scores = likelihood.to_public_matrices(public, here.gradient, here.hessian, here.scores)
     hessian_matrix = observed[:p, :p]
     hessian = inverse(hessian_matrix)
     sandwich = hessian @ scores[:p, :p] @ hessian
 
-    predicted = likelihood.predict(public, image)
-    # The model does not depend on the scale.
-    slope = jax.jacfwd(likelihood.predict)(public, image)[..., : q - 1]
-    g = scale * u
-    t = (image.data - predicted) / g
-    inv = 1.0 / (1.0 + t * t)
-    psi = 2.0 * t * inv / g
-    psi_slope = 2.0 * (2.0 * inv - 1.0) * inv / (g * g)
-    chi = (1.0 - t * t) * inv / scale  # d nll / d scale
-    # chi = (2 inv - 1) / scale, and d inv / d scale = 2 t^2 inv^2 / scale.
-    chi_slope = (4.0 * t * t * inv * inv - (2.0 * inv - 1.0)) / (scale * scale)
+    inverse_products = inverse(here.products)
+    at = moments.frame(list(free), image)
+    lever = _leverage(at, inverse_products)
 
-    def with_scale(block, scale_variance):
-        full = jnp.zeros((q, q), block.dtype).at[: q - 1, : q - 1].set(block).at[-1, -1].set(scale_variance)
-        return full[:p, :p]
+    def of(tile):
+        square = tile.weight * tile.weight
+        leverage = moments.grid(lever[0], tile) * tile.shape**2
+        if at.level:
+            leverage = leverage + moments.grid(lever[1], tile) * tile.shape + moments.grid(lever[2], tile)
+        return moments.tables(square * square * leverage, tile, at)
 
-    fisher = with_scale(
-        inverse(jnp.einsum("yx,yxi,yxj->ij", 0.5 * used / (g * g), slope, slope)), 2.0 * scale * scale / n
+    levered = dense(moments.products(at, moments.total(of, at, image)), q - 1)
+    middle = here.products + inflation([power / n for power in here.powers]) * levered
+    # Log sigma and log scale to sigma and scale; what follows is linear in the derivatives.
+    slope = jnp.ones(q, free.dtype).at[3].set(public[3]).at[-1].set(scale)
+
+    def with_scale(block, log_scale_variance):
+        full = jnp.zeros((q, q), block.dtype).at[: q - 1, : q - 1].set(block).at[-1, -1].set(log_scale_variance)
+        return (full * slope[:, None] * slope[None, :])[:p, :p]
+
+    v, v2 = here.powers[:2]
+    # sum a^2 = 4 (v - v2) / scale^2 and sum a' = (4 v2 - 2 v) / scale^2.
+    bracket = 4.0 * (v - v2) / (n - p) * (n * scale / (4.0 * v2 - 2.0 * v)) ** 2
+    # With l = scale * d nll / d scale = 2 v - 1 for a pixel, scale^2 * d2 nll / d scale^2 = 4 (v - v^2) - l.
+    variance = (4.0 * (v2 - v) + n) / (n - p) * n / (2.0 * v - 4.0 * v2 + n) ** 2
+    return Covariances(
+        pooled=with_scale(bracket * inverse_products @ middle @ inverse_products, variance),
+        sandwich=sandwich,
+        hessian=hessian,
+        fisher=with_scale(2.0 * scale * scale * inverse_products, 2.0 / n),
+        hessian_matrix=hessian_matrix,
+        nll=here.nll,
+        newton_step=hessian @ (here.gradient / slope)[:p],
     )
 
-    m = slope / u[..., None]
-    a, a_slope = psi * u, psi_slope * u * u
-    mean_slope = jnp.sum(used * a_slope) / n
-    m_inverse = inverse(jnp.einsum("yx,yxi,yxj->ij", used, m, m))
-    leverage = jnp.einsum("yxi,ij,yxj->yx", m, m_inverse, m)
-    middle = jnp.einsum("yx,yxi,yxj->ij", used * (1.0 + inflation(t, used) * leverage), m, m)
-    bracket = jnp.sum(used * a * a) / (n - p) / mean_slope**2
-    scale_variance = jnp.sum(used * chi * chi) / (n - p) * n / jnp.sum(used * chi_slope) ** 2
-    pooled = with_scale(bracket * m_inverse @ middle @ m_inverse, scale_variance)
-    return Covariances(pooled, sandwich, hessian, fisher, hessian_matrix)
 
-
-def inflation(t, used):
+def inflation(powers):
     """How much the variance of an M-estimator exceeds its limit for many pixels, per unit of leverage. Scalar, >= 0.
 
     From the second-order expansion of a location T with sum psi(r - T) = 0, for symmetric noise: with psi_k the k-th
@@ -101,21 +176,15 @@ def inflation(t, used):
     Gaussian noise; C / A^2 alone, which is 2.5, 3.4 and 4.1, would be right for Cauchy noise only. The expectations
     are means over the used pixels.
 
-    t : array (ny, nx), residual over half-width. used : array (ny, nx).
+    powers : the means of v, v^2, v^3 and v^4 with v = 1 / (1 + (residual / half-width)^2), of which all these are sums.
     """
-    inv = 1.0 / (1.0 + t * t)
-    s = 1.0 - inv  # t^2 / (1 + t^2): no power of a large t overflows
-    psi = 2.0 * t * inv
-    psi_1 = 2.0 * (inv - s) * inv
-    psi_2 = 2.0 * psi * (s - 3.0 * inv) * inv
-    psi_3 = -12.0 * (s * s - 6.0 * s * inv + inv * inv) * inv**2
-
-    def mean(values):
-        return jnp.sum(used * values) / jnp.sum(used)
-
-    a, b = mean(psi_1), mean(psi**2)
-    c, d = mean((psi_1 - a) ** 2), mean(psi**2 * (psi_1 - a))
-    k = 3.0 * c / a**2 - 2.0 * d / (a * b) + 3.0 * mean(psi * psi_2) / a**2 - mean(psi_3) * b / a**3
+    m1, m2, m3, m4 = powers
+    a, b = 4.0 * m2 - 2.0 * m1, 4.0 * (m1 - m2)
+    c = 16.0 * (m4 - m3) + 4.0 * m2 - a * a
+    d = 24.0 * m3 - 8.0 * m2 - 16.0 * m4 - a * b
+    psi_psi_2 = 8.0 * m2 - 40.0 * m3 + 32.0 * m4
+    psi_3 = -12.0 * m2 + 96.0 * (m3 - m4)
+    k = 3.0 * c / a**2 - 2.0 * d / (a * b) + 3.0 * psi_psi_2 / a**2 - psi_3 * b / a**3
     return jnp.maximum(k, 0.0)
 
 
@@ -131,7 +200,15 @@ def propagate(function, params, covariance):
 
     Returns
     -------
-    values, errors : arrays (d,)
+    values, errors : lists of d scalars
+        Scalars, and nothing stacked: then all of a batch is computed by the same instructions, and the last bit does
+        not depend on the place in it.
     """
-    slope = jax.jacfwd(function)(params)
-    return function(params), jnp.sqrt(jnp.einsum("di,ij,dj->d", slope, covariance, slope))
+    k = params.shape[0]
+    values, linear = jax.linearize(function, params)
+    slopes = [linear(direction) for direction in jnp.eye(k, dtype=params.dtype)]
+    variances = [
+        sum(slopes[i][d] * slopes[j][d] * covariance[i, j] for i in range(k) for j in range(k))
+        for d in range(values.shape[0])
+    ]
+    return list(values), [jnp.sqrt(variance) for variance in variances]

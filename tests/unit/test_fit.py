@@ -45,7 +45,7 @@ def test_sources_are_found(plain):
 
 def test_solution_is_a_stationary_point(plain):
     for i in range(3):
-        image = likelihood.Image(IMAGES[i], np.ones((24, 24)), np.ones((24, 24)), plain.origin[i])
+        image = likelihood.Image(IMAGES[i], np.ones((24, 24)), plain.origin[i])
         gradient = jax.grad(likelihood.nll)(jax.numpy.asarray(plain.params[i]), image)
         assert_allclose(likelihood.nll(jax.numpy.asarray(plain.params[i]), image), plain.nll[i], rtol=1e-10)
         assert np.max(np.abs(gradient) * plain.errors[i]) < 1e-2
@@ -78,8 +78,6 @@ def test_scaled_data_scale_amp_background_and_scale(plain, factor):
     expected[:, 7] *= abs(factor)
     close_in_errors(scaled.params / expected, 1.0, plain.errors / np.abs(expected), 1e-2)
     assert_allclose(scaled.errors[:, 2], plain.errors[:, 2] * abs(factor), rtol=1e-4)
-    if factor == 4.0:
-        assert_array_equal(scaled.params[:, :2], plain.params[:, :2])
 
 
 def test_added_constant_moves_only_the_background(plain):
@@ -119,19 +117,6 @@ def test_rows_do_not_depend_on_order_neighbours_or_count(precision, shape):
     for a, b, c in zip(*map(jax.tree.leaves, (whole, shuffled, alone)), strict=True):
         assert_array_equal(a[order], b)
         assert_array_equal(a[7:8], c)
-
-
-def test_vmap_equals_a_loop(plain):
-    dials = fit.Dials(*map(jax.numpy.asarray, (0.0, 0.0, 1e-12, 100, 0)))
-
-    def one(image):
-        return fit.fit_image(
-            image, image != image, None, np.array([24, 24]), dials, n_background=1, fit_scale=True, precision="float64"
-        )
-
-    together = jax.jit(jax.vmap(one))(IMAGES[:4])
-    close_in_errors(together.params, plain.params[:4], plain.errors[:4], 1e-5)
-    assert_array_equal(together.flags, plain.flags[:4])
 
 
 def test_float32_is_close_in_errors(plain):
@@ -310,7 +295,9 @@ def test_a_relative_noise_map_only_moves_the_scale(factor):
 
 
 def test_a_wide_held_scale_converges_to_a_fraction_of_the_error():
-    loose, close = fit.fit_stack(IMAGES, scale=3000.0), fit_closely(IMAGES, scale=3000.0, tolerance=1e-13)
+    """Least squares, in effect, and so on noise that has a variance."""
+    images, _ = stamps.draw(12, (20, 200), seed=1, shape=(24, 24), noise="gaussian")
+    loose, close = fit.fit_stack(images, scale=3000.0), fit_closely(images, scale=3000.0, tolerance=1e-13)
     close_in_errors(loose.params, close.params, close.errors, 5e-3)
 
 

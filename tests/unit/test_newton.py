@@ -1,5 +1,7 @@
 """The linear algebra and the minimiser, on problems with known answers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from pipeline import newton
-from pipeline.likelihood import Terms
-
-solve = jax.jit(newton.solve)
+from pipeline.moments import Step
 
 
 def spd(seed, p=7):
@@ -23,18 +23,19 @@ def spd(seed, p=7):
 def test_solve_agrees_with_lapack(seed, p):
     matrix = spd(seed, p)
     right = jnp.asarray(np.random.default_rng(seed + 1).normal(size=(p, 3)))
-    solution, positive = solve(matrix, right)
+    solution, positive = newton.solve(matrix, list(right))
     assert positive
     assert_allclose(solution, np.linalg.solve(matrix, right), rtol=1e-6, atol=1e-8)
-    assert_allclose(solve(matrix, right[:, 0])[0], solution[:, 0], rtol=1e-12)
+    lower = {(i, j): matrix[i, j] for i in range(p) for j in range(i + 1)}
+    assert_allclose(newton.solve(lower, list(right[:, 0]))[0], jnp.stack(solution)[:, 0], rtol=1e-12)
 
 
 def test_solve_tells_an_indefinite_matrix_and_still_goes_downhill():
     matrix = jnp.diag(jnp.array([2.0, -1.0, 3.0])) + 0.1
     gradient = jnp.array([1.0, 2.0, -1.0])
-    step, positive = newton.solve(matrix, gradient, floor=jnp.full(3, 0.1))
+    step, positive = newton.solve(matrix, list(gradient), floor=[0.1] * 3)
     assert not positive
-    assert jnp.dot(step, gradient) > 0
+    assert jnp.dot(jnp.stack(step), gradient) > 0
 
 
 def test_inverse_survives_parameters_of_very_different_units():
@@ -52,20 +53,38 @@ def rosenbrock(free):
     return 100.0 * (y - x * x) ** 2 + (1.0 - x) ** 2 + 0.5 * (free[2] - 0.3) ** 2
 
 
-def terms_of(function):
-    def evaluate(free):
-        hessian = jax.hessian(function)(free)
-        eigenvalues, vectors = jnp.linalg.eigh(hessian)
-        positive = (vectors * jnp.maximum(jnp.abs(eigenvalues), 1e-3)[None, :]) @ vectors.T
-        return Terms(function(free), jax.grad(function)(free), hessian, positive, jnp.eye(3))
+def evaluate(place, log_scale, exact):
+    """The Rosenbrock function as a likelihood whose scale is its third parameter."""
+    place = jnp.stack(place)
+    there = place.at[-1].set(log_scale)
+    hessian = jax.hessian(rosenbrock)(there)
+    eigenvalues, vectors = jnp.linalg.eigh(hessian)
+    positive = (vectors * jnp.maximum(jnp.abs(eigenvalues), 1e-3)[None, :]) @ vectors.T
+    matrix = jnp.where(exact, hessian, positive)
+    lower = {(i, j): matrix[i, j] for i in range(3) for j in range(i + 1)}
+    return Step(rosenbrock(place), rosenbrock(there), list(jax.grad(rosenbrock)(there)), lower, jnp.asarray(1.0))
 
-    return evaluate
+
+@functools.partial(jax.jit, static_argnames=("fit_scale", "valid"))
+def _minimise(start, target, max_steps, *, fit_scale, valid):
+    def held(place, log_scale, exact):
+        found = evaluate(place, log_scale, exact)
+        if fit_scale:
+            return found
+        return found._replace(gradient=found.gradient[:2], matrix={k: v for k, v in found.matrix.items() if k[0] < 2})
+
+    def step(state):
+        return newton.step(state, held, valid, target, 1e-12, lambda place: jnp.asarray(1e-14))
+
+    return jax.lax.while_loop(lambda s: newton.going(s, max_steps), step, newton.begin(start, target, fit_scale))
 
 
-def minimise(start, target, *, fit_scale, max_steps=200, valid=lambda free: jnp.asarray(True)):
-    return newton.minimise(
-        terms_of(rosenbrock), rosenbrock, valid, jnp.asarray(start), jnp.asarray(target), fit_scale, 1e-12, max_steps
-    )
+def anywhere(free):
+    return jnp.asarray(True)
+
+
+def minimise(start, target, *, fit_scale, max_steps=200, valid=anywhere):
+    return _minimise(jnp.asarray(start), jnp.asarray(target), max_steps, fit_scale=fit_scale, valid=valid)
 
 
 def test_minimum_of_rosenbrock_with_the_last_parameter_latched_free():
@@ -90,3 +109,14 @@ def test_max_steps_stops_without_convergence(max_steps):
 def test_steps_to_invalid_places_are_refused():
     state = minimise([-1.2, 1.0, 0.3], 1.0, fit_scale=True, valid=lambda free: free[0] < 0.5, max_steps=60)
     assert state.free[0] < 0.5
+
+
+def test_a_rejected_step_is_damped_at_once():
+    """The same step is not tried again with a damping too small to change it."""
+    start = newton.begin(jnp.asarray([-1.2, 1.0, 0.3]), jnp.asarray(0.3), True)
+    state = newton.step(start, evaluate, anywhere, jnp.asarray(0.3), 1e-12, lambda place: jnp.asarray(0.0))
+    state = state._replace(damping=jnp.asarray(1e-9))
+    refused = newton.step(state, evaluate, lambda free: jnp.asarray(False), jnp.asarray(0.3), 1e-12, lambda place: 0.0)
+    assert refused.damping >= newton.DAMPING
+    assert not np.allclose(jnp.stack(refused.move), jnp.stack(state.move), rtol=1e-6)
+    assert_allclose(jnp.stack(refused.free), jnp.stack(state.free))
