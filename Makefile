@@ -4,7 +4,7 @@
 PYTHON = python3
 # cuda12 or cuda13: fit on an NVIDIA GPU. Empty: on the processor.
 JAX =
-# Further arguments of snakemake (run), pytest (test) or uv (lock).
+# Further arguments of snakemake (run), pytest (test), uv (lock) or the studies (bench, calibrate).
 ARGS =
 
 GPU_BUILDS = cuda12 cuda13 cuda12-local cuda13-local
@@ -24,12 +24,14 @@ UP_TO_DATE = import yaml; folder = yaml.safe_load(open('config.yaml')).get('resu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test calibrate picture tables lock clean
+.PHONY: help run test bench calibrate picture tables lock clean
 
 help:
 	@echo 'make run     fit the images of config.yaml; again: only what has changed since'
 	@echo '             JAX=cuda12 or JAX=cuda13: on an NVIDIA GPU; ARGS="...": further arguments of snakemake'
 	@echo 'make test    check style, formats and types, and run every test; ARGS="...": further arguments of pytest'
+	@echo 'make bench   measure speed and memory against other fitters, write docs/benchmarks.md: about an hour;'
+	@echo '             ARGS=--help: its studies one by one, and a quick run'
 	@echo 'make calibrate  measure convergence and coverage by simulation, write docs/calibration.md'
 	@echo 'make picture draw the picture of README.md'
 	@echo 'make tables  write the tables of README.md from the schema and the column definitions'
@@ -50,6 +52,9 @@ test: $(INSTALLED)
 	$(VENV) docs/tables.py --check
 	$(VENV) -m pytest --numprocesses logical --maxprocesses 8 --dist loadgroup $(ARGS)
 
+bench: .venv/installed
+	$(VENV) -m benchmarks.bench $(ARGS)
+
 calibrate: $(INSTALLED)
 	NPROC=2 $(VENV) -m benchmarks.calibrate $(ARGS)
 
@@ -63,12 +68,12 @@ tables: .venv/installed
 lock:
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder" \
 	&& "$$folder/bin/python" -m pip install --quiet --disable-pip-version-check uv \
-	&& "$$folder/bin/uv" pip compile pyproject.toml --extra test --universal --python-version 3.11 \
+	&& "$$folder/bin/uv" pip compile pyproject.toml --extra test --extra bench --universal --python-version 3.11 \
 	    --fork-strategy fewest --no-header --quiet --output-file requirements.txt $(ARGS)
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find pipeline workflow tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+	find pipeline workflow tests docs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are made last: an interrupted installation starts afresh.
 .venv/installed: requirements.txt

@@ -1,0 +1,75 @@
+"""The whole workflow, from a FITS stack to the merged catalogue: what one image more costs, and what a run costs."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from benchmarks import engines, workers
+from benchmarks.peers import SCIPY
+from pipeline import simulate
+from pipeline.catalogue import read_rows
+from pipeline.config import check_config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def catalogue(stack: Path, count: int, precision: str) -> float:
+    """Seconds that Snakemake takes for the catalogue of a stack, one job a core, in a new folder."""
+    folder = Path(tempfile.mkdtemp(dir=stack.parent))
+    cores = len(workers.cores())
+    config = {
+        "source": "images",
+        "images": {"files": [str(stack)]},
+        "fit": {"precision": precision},
+        "shard_size": -(-count // cores),
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    where = ("--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--cores", str(cores))
+    began = workers.clock()
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", *where, "results/catalogue.h5"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    seconds = workers.clock() - began
+    if done.returncode:
+        raise RuntimeError(done.stdout)
+    rows = len(read_rows(folder / "results" / "catalogue.h5", ["flags"])["flags"])
+    if rows != count:
+        msg = f"{folder}: got a catalogue of {rows} rows, wanted {count}"
+        raise RuntimeError(msg)
+    shutil.rmtree(folder)
+    return seconds
+
+
+def study(arguments) -> dict:
+    """Seconds of every repeat for two counts and both precisions, and scipy's rates [1/s] in the turns between."""
+    large = arguments.stamps
+    counts = (large // 4, large)
+    rows: dict = {precision: {str(count): [] for count in counts} for precision in ("float64", "float32")}
+    rates = []
+    simulated = check_config({})["simulated"] | {"noise": {"kind": "cauchy", "scale": 1.0}}
+    with tempfile.TemporaryDirectory() as folder, workers.one_a_core() as processes:
+        stacks = {count: Path(folder, f"{count}.fits") for count in counts}
+        for count, stack in stacks.items():
+            write = processes[0].submit(simulate.write_stack, stack, stack.with_suffix(".truth"), 0, count, **simulated)
+            write.result()
+        each = max(1, arguments.count // 4)
+        workers.race(processes, engines.run, SCIPY, 8, 10, 0, each)
+        for precision in rows:  # fills the cache of compiled programs
+            catalogue(stacks[counts[0]], counts[0], precision)
+        for _ in range(arguments.repeats):
+            for precision, row in rows.items():
+                for count, seconds in row.items():
+                    seconds.append(catalogue(stacks[int(count)], int(count), precision))
+                    print(f"workflow, {precision}, {count} images: {seconds[-1]:.1f} s", flush=True)
+            seconds, _ = workers.race(processes, engines.run, SCIPY, 8, each, 0, each)
+            rates.append(len(processes) * each / seconds)
+            print(f"scipy: {rates[-1]:.0f}/s", flush=True)
+    return {"seconds": rows, "scipy": rates}
