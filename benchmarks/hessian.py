@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks import workers
 from benchmarks.peers import numpy_nll, objective
-from pipeline import likelihood, moments
+from pipeline import likelihood, moments, uncertainty
 from tests import stamps
 
 #: The ways; the last, which is slow, on an image of a tenth of the side.
@@ -36,15 +36,15 @@ def public(free):
 
 def by_moments(image, point):
     """A function without arguments that computes all three; here and nowhere else a benchmark knows `moments`."""
-    ones = jnp.ones_like(image)
-    whole = likelihood.Image(jnp.asarray(image), ones, ones, jnp.zeros(2))
-    program = jax.jit(moments.terms)
+    whole = likelihood.Image(jnp.asarray(image), jnp.ones_like(image), jnp.zeros(2))
 
-    def evaluate():
-        terms = program(point, whole)
-        return terms.nll, terms.gradient, terms.hessian
+    @jax.jit
+    def program(point, image):
+        places, n = list(point), jnp.asarray(float(image.data.size))
+        step = moments.step(places, image, n, jnp.zeros(()), point[-1], jnp.asarray(True), fit_scale=True)
+        return step.nll, jnp.stack(step.gradient), uncertainty.dense(step.matrix, 8)
 
-    return evaluate
+    return lambda: program(point, whole)
 
 
 def by_autodiff(image, point):

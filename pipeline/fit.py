@@ -21,7 +21,7 @@ SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
 BATCH_PIXELS = 1 << 15  # pixels taken at once, about: what the processor's cache holds several times
 QUEUE_PIXELS = 1 << 21  # pixels in the memory of the device, about
 MAX_BATCH = 32
-BURST = 3  # steps between two looks at which slots are done
+BURST = 2  # steps between two looks at which slots are done
 LEAST_SCALE = 1e-3  # to start from, in working units
 WILD = 1e12  # working units: where pixels are cut off
 
@@ -37,8 +37,8 @@ class FitResult(NamedTuple):
     params: jax.Array
     errors: jax.Array
     covariances: tuple[jax.Array, ...]
-    derived: list
-    derived_err: list
+    derived: jax.Array
+    derived_err: jax.Array
     origin: jax.Array
     nll: jax.Array
     n_steps: jax.Array
@@ -87,12 +87,14 @@ class Problem(NamedTuple):
 class Units(NamedTuple):
     """What leads from working units back to those of the image; scalars.
 
-    unit : of pixel values. scale_unit : of the scale. offset : background taken off. first_scale : guess of the scale,
-    working units. enough : whether there are pixels enough to fit. degenerate : whether more than half are equal.
+    unit : of pixel values. scale_unit : of the scale. log_noise : sum of the logarithms of the noise map, working units.
+    offset : background taken off. first_scale : guess of the scale, working units. enough : whether there are pixels
+    enough to fit. degenerate : whether more than half are equal.
     """
 
     unit: jax.Array
     scale_unit: jax.Array
+    log_noise: jax.Array
     offset: jax.Array
     first_scale: jax.Array
     enough: jax.Array
@@ -139,12 +141,14 @@ def prepare(data, mask, noise, dials: Dials, *, n_background: int, fit_scale: bo
     unit = _power_of_two(spread)
     if noise is None:
         weight, noise_unit, ratio_spread = good.astype(dtype), jnp.ones_like(unit), half_spread / unit
+        log_noise = jnp.zeros_like(unit)
     else:
         typical = jnp.sqrt(jnp.sum(jnp.where(good, noise, 0.0) ** 2) / jnp.maximum(n, 1.0))
         noise_unit = _power_of_two(jnp.where(typical > 0, typical, 1.0))
         relative = jnp.where(good, noise / noise_unit, 1.0)
         ratio_spread = start.half_spread((data - offset) / (unit * relative), good)
         weight = jnp.where(good, 1.0 / relative, 0.0).astype(dtype)
+        log_noise = jnp.sum(jnp.log(relative))
     scale_unit = unit / noise_unit
     image = likelihood.Image(
         # A wild pixel weighs nothing wherever it is, but its square must not overflow.
@@ -166,7 +170,7 @@ def prepare(data, mask, noise, dials: Dials, *, n_background: int, fit_scale: bo
         max_steps=jnp.where(enough, dials.max_steps, 0),
     )
     degenerate = 2 * jnp.sum(near, dtype=jnp.int32) > jnp.sum(good, dtype=jnp.int32)
-    return problem, Units(unit, scale_unit, offset, first_scale, enough, degenerate)
+    return problem, Units(unit, scale_unit, log_noise, offset, first_scale, enough, degenerate)
 
 
 def _valid(free):
@@ -174,7 +178,7 @@ def _valid(free):
     return free[5] ** 2 + 0.25 * free[4] ** 2 < 1.0
 
 
-def _rounding(free, precision: str):
+def _rounding(free, precision):
     """What rounding leaves uncertain in a residual over its half-width."""
     return float(jnp.finfo(precision).eps) * (1.0 + jnp.abs(free[2]) * jnp.exp(-free[-1]))
 
@@ -192,15 +196,19 @@ def minimise(problems: Problem, count, dials: Dials, *, fit_scale: bool, precisi
         def rounding(place):
             return _rounding(place, precision)
 
-        return newton.step(state, evaluate, _valid, problem.target, dials.tolerance, rounding)
+        return newton.step(state, evaluate, _valid, problem.target, tolerance, rounding)
 
+    # The last move squares what is left, or nearly so; `solution` looks whether it did.
+    tolerance = jnp.maximum(dials.tolerance, 0.1 * jnp.sqrt(dials.tolerance))
     results = slots.run(
         problems,
         count,
         begin=lambda problem: newton.begin(problem.start, problem.target, fit_scale),
         step=step,
         going=lambda problem, state: newton.going(state, problem.max_steps),
-        result=lambda state: jnp.stack([*state.free, state.converged.astype(float), state.n_steps.astype(float)]),
+        result=lambda state: jnp.stack(
+            [*newton.place(state), state.converged.astype(float), state.n_steps.astype(float)]
+        ),
         slots=batch,
         burst=BURST,
     )
@@ -231,20 +239,21 @@ class Solution(NamedTuple):
     peak_used: jax.Array
 
 
-def solution(free, converged, n_steps, problem: Problem, units: Units, dials: Dials, *, fit_scale: bool) -> Solution:
+def solution(free, stopped, n_steps, problem: Problem, units: Units, dials: Dials, *, fit_scale: bool) -> Solution:
     """Covariances of one image, and everything in its own units, from the minimiser's result.
 
-    Always in float64; a last Newton step takes away what the tolerance, or float32, has left. NaN where something
-    could not be done.
+    A last Newton step takes away what the tolerance has left. NaN where something could not be done.
     """
     q = free.shape[0]
     p, n_background = q - (not fit_scale), q - 7
     n, unit, enough = problem.n, units.unit, units.enough
-    image = jax.tree.map(lambda a: a.astype(float), problem.image)
+    image = problem.image
     four = uncertainty.covariances(free, image, n, problem.unused, fit_scale)
     positive = jnp.all(jnp.isfinite(four.hessian))
+    left = newton.fraction(four.decrement, _rounding(free, image.data.dtype), four.spread)
+    converged = stopped & positive & (left <= dials.tolerance)
     outliers, misfit = quality.residuals(list(free), image, n)
-    public = likelihood.to_public(free).at[:p].add(jnp.where(converged & positive, -four.newton_step, 0.0))
+    public = likelihood.to_public(free).at[:p].add(jnp.where(converged, -four.newton_step, 0.0))
 
     # Back to the image's own units, all linear.
     size = jnp.ones(q).at[2].set(unit).at[6 : 6 + n_background].set(unit).at[-1].set(units.scale_unit)
@@ -261,12 +270,12 @@ def solution(free, converged, n_steps, problem: Problem, units: Units, dials: Di
         errors=jnp.sqrt(jnp.diag(jnp.stack(working)[dials.chosen])) * size,
         covariances=tuple(matrix * size[:, None] * size[None, :] for matrix in working),
         origin=image.origin + nan,
-        nll=four.nll + n * jnp.log(unit) + nan,
+        nll=four.nll + units.log_noise + n * jnp.log(unit) + nan,
         n_steps=jnp.where(enough, n_steps, 0),
         n_pixels=n.astype(int),
         outlier_fraction=outliers + nan,
         misfit=misfit + nan,
-        condition=quality.condition(four.hessian_matrix) + nan,
+        condition=quality.condition(four.hessian_matrix, four.hessian) + nan,
         converged=converged,
         positive=positive,
         enough=enough,
@@ -288,8 +297,8 @@ def describe(found: Solution, shape, dials: Dials) -> FitResult:
         params=found.public[:p],
         errors=found.errors,
         covariances=found.covariances,
-        derived=derived,
-        derived_err=derived_err,
+        derived=jnp.stack(derived),
+        derived_err=jnp.stack(derived_err),
         origin=found.origin,
         nll=found.nll,
         n_steps=found.n_steps,
@@ -341,7 +350,7 @@ def _program(*, batch: int, n_background: int, fit_scale: bool, precision: str):
 
         solutions = _batches(last, (found, problems, units), count, batch)
         # Apart, lest the compiler mixes it with the above in ways that let the last bit depend on the place in a batch.
-        return _batches(lambda one: describe(*one, dials), (solutions, shapes), count, batch)
+        return _batches(lambda one: describe(one[0], one[1], dials), (solutions, shapes), count, batch)
 
     return jax.jit(program)
 
@@ -432,8 +441,7 @@ def fit_stack(
         whole = np.concatenate([np.asarray(part) for part in parts])[:n]
         return whole.astype(np.float64) if whole.dtype.kind == "f" else whole
 
-    whole: FitResult = jax.tree.map(join, *results)
-    return whole._replace(**{name: np.stack(getattr(whole, name), axis=-1) for name in ("derived", "derived_err")})
+    return jax.tree.map(join, *results)
 
 
 def fit_rows(data, mask=None, noise_map=None, **settings) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

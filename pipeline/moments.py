@@ -299,5 +299,10 @@ def step(free, image: Image, n, unused, log_scale, exact, *, fit_scale: bool) ->
         nll=found["nll"] + n * log_scale,
         gradient=gradient,
         matrix=matrix,
-        spread=2.0 * (v - v2) / jnp.maximum(2.0 * v2 - v, 1e-12 * n),
+        spread=spread(v, v2, n),
     )
+
+
+def spread(v, v2, n):
+    """tr(H^-1 S) / p from the sums of v and v^2 over n used pixels, as E psi^2 / E psi'."""
+    return 2.0 * (v - v2) / jnp.maximum(2.0 * v2 - v, 1e-12 * n)

@@ -103,6 +103,15 @@ def inverse(matrix):
     return jnp.where(positive, result, jnp.nan)
 
 
+def fraction(decrement, rounding, spread):
+    """What is left to the minimum as a fraction of the true error, squared: whatever the scale, down to rounding.
+
+    decrement : Newton's, g^T H^-1 g / 2. rounding : what a residual over its half-width may be off by. spread :
+    tr(H^-1 S) / p, the variance over that which the Hessian tells.
+    """
+    return (decrement - 16.0 * rounding * rounding) / jnp.minimum(1.0, spread)
+
+
 def begin(start, target, fit_scale: bool) -> State:
     """The state before the first step, which goes from nowhere to ``start``: so only steps evaluate anything.
 
@@ -141,9 +150,9 @@ def step(state: State, evaluate, valid, target, tolerance, rounding) -> State:
     target : array ()
         Logarithm of the scale at which the continuation ends.
     tolerance : array ()
-        On the Newton decrement g^T H^-1 g / 2 over min(1, tr(H^-1 S) / p).
+        On `fraction`, before the last move.
     rounding : callable
-        place -> what a residual over its half-width may be off by there.
+        place -> what a residual over its half-width may be off by there, by rounding.
     """
     p = len(state.move)
     fit_scale = p == len(state.free)
@@ -180,7 +189,7 @@ def step(state: State, evaluate, valid, target, tolerance, rounding) -> State:
         held[i, i] = held[i, i] + damped * size[i]
     move, positive = solve(held, pull, [FLOOR * s for s in size])
     decrement = 0.5 * sum(a * b for a, b in zip(pull, move, strict=True))
-    fraction = (decrement - 16.0 * noise * noise) / jnp.minimum(1.0, spread)  # of the true error, squared
+    left = fraction(decrement, noise, spread)
     return State(
         free=free,
         move=move,
@@ -191,11 +200,17 @@ def step(state: State, evaluate, valid, target, tolerance, rounding) -> State:
         size=size,
         damping=damping,
         exact=exact,
-        wanted=jnp.where(accepted, latched & (fraction < NEAR), state.wanted),
+        wanted=jnp.where(accepted, latched & (left < NEAR), state.wanted),
         latched=latched,
-        converged=latched & exact & positive & (damped == 0) & (fraction <= tolerance),
+        converged=latched & exact & positive & (damped == 0) & (left <= tolerance),
         n_steps=state.n_steps + 1,
     )
+
+
+def place(state: State) -> list:
+    """Where a fit ends: the best place, after the last move if it converged."""
+    moved = [jnp.where(state.converged, a - b, a) for a, b in zip(state.free, state.move, strict=False)]
+    return moved + state.free[len(moved) :]
 
 
 def going(state: State, max_steps):

@@ -21,23 +21,23 @@ def residuals(free, image: likelihood.Image, n):
 
     def sums(tile):
         used = (tile.weight > 0).astype(tile.v.dtype)
-        loss = -jnp.log(tile.v.astype(jnp.float32)).astype(tile.v.dtype)  # 0 where unused; float32 is close enough
+        loss = -jnp.log(tile.v.astype(jnp.float32)).astype(tile.v.dtype)  # 0 where unused; float32 is near enough
         shape = used * tile.shape
         outliers = jnp.sum(jnp.where(jnp.abs(tile.t) > OUTLIER, 1.0, 0.0))
         return [outliers, *map(jnp.sum, (shape, loss, shape * tile.shape, shape * loss, loss * loss))]
 
-    outliers, w, loss, ww, wl, ll = moments.total(sums, at, image)
+    outliers, w, loss, ww, wl, ll = (total.astype(n.dtype) for total in moments.total(sums, at, image))
     # Rounding may leave a negative square where all are equal.
     spread = jnp.maximum(ww - w * w / n, 0.0) * jnp.maximum(ll - loss * loss / n, 0.0)
     return outliers / n, (wl - w * loss / n) * jnp.sqrt(n / spread)
 
 
-def condition(hessian_matrix):
-    """Condition number of a Hessian (p, p) scaled to unit diagonal; NaN where it is not positive definite."""
-    size = jnp.sqrt(jnp.diag(hessian_matrix))
-    scaled = hessian_matrix / size[:, None] / size[None, :]
-    eigenvalues = jnp.linalg.eigvalsh(jnp.where(jnp.isfinite(scaled), scaled, 0.0))
-    return jnp.where(eigenvalues[0] > 0, eigenvalues[-1] / eigenvalues[0], jnp.nan)
+def condition(hessian, covariance):
+    """Condition number, in the 1-norm, of a Hessian (p, p) scaled to unit diagonal; ``covariance`` is its inverse."""
+    size = jnp.sqrt(jnp.diag(hessian))
+    outer = size[:, None] * size[None, :]
+    norms = [jnp.max(jnp.sum(jnp.abs(matrix), axis=0)) for matrix in (hessian / outer, covariance * outer)]
+    return norms[0] * norms[1]
 
 
 def peak_used(public, image: likelihood.Image):

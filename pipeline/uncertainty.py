@@ -17,7 +17,8 @@ from pipeline.newton import inverse
 class Covariances(NamedTuple):
     """Four covariances (p, p) of the fitted parameters; NaN where one is undefined. ``hessian_matrix`` is H itself.
 
-    ``nll`` is the value there, ``newton_step`` (p,) H^-1 times the gradient: what is left to the minimum.
+    ``nll`` is the value there, without what the noise map adds to it; ``newton_step`` (p,) H^-1 times the gradient,
+    what is left to the minimum, ``decrement`` half the gradient times that, and ``spread`` as in `moments.Step`.
     """
 
     pooled: jax.Array
@@ -27,6 +28,8 @@ class Covariances(NamedTuple):
     hessian_matrix: jax.Array
     nll: jax.Array
     newton_step: jax.Array
+    decrement: jax.Array
+    spread: jax.Array
 
 
 def dense(lower: dict, size: int):
@@ -50,6 +53,7 @@ def _leverage(at: moments.Frame, inverse_products) -> tuple[dict, dict, dict]:
 class Sums(NamedTuple):
     """What the covariances are made of, at one place; matrices and gradient in the free vector (q,).
 
+    nll : without the sum of log u, u the noise map, which does not depend on the parameters.
     scores : (q, q), the sum of outer products of the pixels' gradients. products : (q - 1, q - 1), the sum of
     grad m grad m^T / u^2, u the noise map. powers : the sums of v, v^2, v^3, v^4 over the used pixels, where
     v = 1 / (1 + t^2) and t is the residual over the half-width.
@@ -71,13 +75,11 @@ def sums(free, image: likelihood.Image, n, unused) -> Sums:
 
     def of(tile):
         psi = 2.0 * tile.t * tile.v * tile.h
-        log_weight = jnp.log(jnp.where(tile.weight > 0, tile.weight, 1.0))
         return {
             "scores": moments.tables(psi * psi, tile, at),
             "cross": moments.slope_tables(psi * (2.0 * tile.v - 1.0), tile, at),
             "products": moments.tables(tile.weight * tile.weight, tile, at),
             "powers": [jnp.sum(tile.v**k) for k in (1, 2, 3, 4)],
-            "log_weight": jnp.sum(log_weight),
         }
 
     found = moments.total(of, at, image)
@@ -87,7 +89,7 @@ def sums(free, image: likelihood.Image, n, unused) -> Sums:
         scores[q - 1, j] = -cross
     scores[q - 1, q - 1] = 4.0 * (powers[1] - powers[0]) + n  # (2 v - 1)^2, summed
     return Sums(
-        nll=step.nll + n * jnp.log(jnp.pi) - found["log_weight"].astype(free.dtype),
+        nll=step.nll + n * jnp.log(jnp.pi),
         gradient=jnp.stack(step.gradient),
         hessian=dense(step.matrix, q),
         scores=dense(scores, q),
@@ -152,6 +154,8 @@ def covariances(free, image: likelihood.Image, n, unused, fit_scale: bool) -> Co
     bracket = 4.0 * (v - v2) / (n - p) * (n * scale / (4.0 * v2 - 2.0 * v)) ** 2
     # With l = scale * d nll / d scale = 2 v - 1 for a pixel, scale^2 * d2 nll / d scale^2 = 4 (v - v^2) - l.
     variance = (4.0 * (v2 - v) + n) / (n - p) * n / (2.0 * v - 4.0 * v2 + n) ** 2
+    gradient = (here.gradient / slope)[:p]
+    rest = hessian @ gradient
     return Covariances(
         pooled=with_scale(bracket * inverse_products @ middle @ inverse_products, variance),
         sandwich=sandwich,
@@ -159,7 +163,9 @@ def covariances(free, image: likelihood.Image, n, unused, fit_scale: bool) -> Co
         fisher=with_scale(2.0 * scale * scale * inverse_products, 2.0 / n),
         hessian_matrix=hessian_matrix,
         nll=here.nll,
-        newton_step=hessian @ (here.gradient / slope)[:p],
+        newton_step=rest,
+        decrement=0.5 * jnp.sum(gradient * rest),
+        spread=moments.spread(v, v2, n),
     )
 
 

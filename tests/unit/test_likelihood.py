@@ -28,7 +28,7 @@ def by_moments(free, image):
     sums = uncertainty.sums(free, image, n, unused)
     p = len(free)
     return likelihood.Terms(
-        sums.nll,
+        sums.nll - jnp.sum(jnp.log(jnp.where(image.weight > 0, image.weight, 1.0))).astype(free.dtype),
         jnp.stack(exact.gradient),
         uncertainty.dense(exact.matrix, p),
         uncertainty.dense(positive.matrix, p),
