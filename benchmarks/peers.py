@@ -179,7 +179,7 @@ def astropy_trf(data, start, p):
 
 def objective(start, data, p):
     """The nll of one image as a function of the first p entries of the free vector, and these of the start."""
-    image = likelihood.Image(data, jnp.ones_like(data), jnp.ones_like(data), jnp.zeros(2, data.dtype))
+    image = likelihood.Image(data, jnp.ones_like(data), jnp.zeros(2, data.dtype))
     free = likelihood.to_free(start)
 
     def value(head, _=None):

@@ -9,9 +9,10 @@ shards       which job fits which images
 model        the Gaussian and what is derived from it
 simulate     images with known truth
 likelihood   the Cauchy likelihood and its derivatives, by automatic differentiation
-moments      the same derivatives of the built-in model, a hundred times as fast
+moments      the same derivatives of the built-in model, a thousand times as fast
 start        first guess
-newton       the minimiser; knows no images
+newton       one step of the minimiser; knows no images
+slots        many iterations of different length at once
 uncertainty  four covariances, errors of derived quantities
 quality      what a fit says about itself, flags
 fit          stacks of images -> rows and covariances
@@ -24,4 +25,4 @@ jobs         one function a rule; joins the others
 Imports point up this list. The rules that call `jobs` are in ``workflow``.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -18,9 +18,10 @@ from pipeline import columns, likelihood, model, moments, newton, quality, slots
 
 #: Sides [pixel] to which images are padded.
 SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
-BATCH_PIXELS = 1 << 15  # pixels taken at once, about: what the processor's cache holds several times
-QUEUE_PIXELS = 1 << 21  # pixels in the memory of the device, about
-MAX_BATCH = 32
+#: Pixels and images taken at once, and pixels in the memory of the device, about. On a processor what is taken at once
+#: fits its cache several times over (16 or 48 images of 32 x 32 are no faster than 32); an accelerator wants to be full.
+BATCH_PIXELS, MAX_BATCH, QUEUE_PIXELS = 1 << 15, 32, 1 << 21
+ACCELERATOR_PIXELS, ACCELERATOR_BATCH, ACCELERATOR_QUEUE = 1 << 23, 1 << 13, 1 << 26
 BURST = 2  # steps between two looks at which slots are done
 LEAST_SCALE = 1e-3  # to start from, in working units
 WILD = 1e12  # working units: where pixels are cut off
@@ -363,6 +364,14 @@ def padded_side(size: int) -> int:
     return -(-size // 128) * 128
 
 
+def _batch_and_length(area: int) -> tuple[int, int]:
+    """How many images of ``area`` pixels are taken at once, and how many wait in a queue."""
+    here = jax.default_backend() == "cpu"
+    pixels, most = (BATCH_PIXELS, MAX_BATCH) if here else (ACCELERATOR_PIXELS, ACCELERATOR_BATCH)
+    batch = max(1, min(most, pixels // area))
+    return batch, batch * max(1, (QUEUE_PIXELS if here else ACCELERATOR_QUEUE) // (batch * area))
+
+
 def fit_stack(
     data,
     mask=None,
@@ -408,9 +417,7 @@ def fit_stack(
             raise ValueError(msg)
     n, ny, nx = data.shape
     sides = padded_side(ny), padded_side(nx)
-    area = sides[0] * sides[1]
-    batch = max(1, min(MAX_BATCH, BATCH_PIXELS // area))
-    length = batch * max(1, QUEUE_PIXELS // (batch * area))
+    batch, length = _batch_and_length(sides[0] * sides[1])
     names = columns.parameter_names(background, scale)
     fit_scale = "scale" in names
     program = _program(batch=batch, n_background=len(names) - 6 - fit_scale, fit_scale=fit_scale, precision=precision)

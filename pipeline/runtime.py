@@ -53,6 +53,8 @@ def start_jax(*, threads: int, gpu: int, cache: str | Path) -> str:
         If the job was given a GPU and JAX finds none.
     """
     os.environ["NPROC"] = str(threads)  # JAX reads no other limit on its threads
+    # Processors with vectors of 512 bits are not made to use them otherwise; float32 gains a fifth.
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_prefer_vector_width=512 {os.environ.get('XLA_FLAGS', '')}".strip()
 
     import jax  # here, because jobs that do not compute should not spend a second on it
 
