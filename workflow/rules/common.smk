@@ -117,9 +117,9 @@ def fit_minutes(wildcards, input, attempt):
 
 
 def fit_mb(wildcards, input, attempt):
-    """Twice what a fit takes: JAX and a batch, 10 kB a row, 300 bytes a pixel of the largest image."""
+    """About twice what a fit takes: JAX and its compiler, 20 kB a row, 300 bytes a pixel of the largest image."""
     images, _, largest = contents(input.manifest, os.stat(input.manifest).st_mtime_ns)
-    return attempt * round(2000 + images * 0.01 + largest * 3e-4)
+    return attempt * round(2000 + images * 0.04 + largest * 6e-4)
 
 
 def shard_files(pattern):
