@@ -61,11 +61,11 @@ def free_ports() -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def wait(event, what: str):
+def wait(event, what: str, seconds: float = PATIENCE):
     """What ``event()`` gives, once it is true."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + seconds
     while not (result := event()):
-        assert time.monotonic() < end, f"after {PATIENCE} s still not: {what}"
+        assert time.monotonic() < end, f"after {seconds} s still not: {what}"
         time.sleep(0.2)
     return result
 
@@ -104,6 +104,7 @@ def cluster(tmp_path_factory) -> Iterator[None]:
             wait(
                 lambda: "idle" in subprocess.run(idle, capture_output=True, text=True, check=False).stdout,
                 f"the node idle, see {log.name}",
+                60,
             )
             yield
         finally:

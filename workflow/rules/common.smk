@@ -94,6 +94,11 @@ def lost_shards():
     ]
 
 
+def growing(amount):
+    """A resource function: this much, and as much again with each attempt."""
+    return lambda wildcards, attempt: amount * attempt
+
+
 @functools.cache
 def contents(manifest, changed_ns):
     """Images in a shard, their pixels, and the pixels of the largest one."""
