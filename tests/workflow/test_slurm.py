@@ -70,6 +70,15 @@ def wait(event, what: str, seconds: float = PATIENCE):
     return result
 
 
+def end(process: subprocess.Popen, how: signal.Signals) -> None:
+    process.send_signal(how)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[None]:
     """SLURM's daemons, and the environment in which its commands find them."""
@@ -110,8 +119,7 @@ def cluster(tmp_path_factory) -> Iterator[None]:
         finally:
             subprocess.run(["scancel", f"--user={user}"], check=False)
             for process in reversed(running):
-                process.terminate()
-                process.wait()
+                end(process, signal.SIGTERM)
 
 
 def jobs() -> list[Job]:
@@ -151,8 +159,7 @@ def started(words: list[str], folder: Path) -> Iterator[subprocess.Popen]:
         yield run
         assert run.wait(PATIENCE) in (0, -signal.SIGKILL), (folder / "said.txt").read_text()
     finally:
-        run.send_signal(signal.SIGINT)
-        run.wait()
+        end(run, signal.SIGINT)
 
 
 class Runs(NamedTuple):
