@@ -4,12 +4,18 @@
 PYTHON = python3
 # cuda12 or cuda13: fit on an NVIDIA GPU. Empty: on the processor.
 JAX =
+# Where to run, a folder of workflow/profiles.
+PROFILE = $(if $(JAX),gpu,default)
 # Further arguments of snakemake (run), pytest (test), uv (lock) or the studies (bench, calibrate).
 ARGS =
 
 GPU_BUILDS = cuda12 cuda13 cuda12-local cuda13-local
 ifneq ($(filter-out $(GPU_BUILDS),$(JAX)),)
 $(error JAX=$(JAX) is not a GPU build of JAX; wanted one of: $(GPU_BUILDS), or nothing for the processor)
+endif
+
+ifeq ($(wildcard workflow/profiles/$(PROFILE)/config.yaml),)
+$(error PROFILE=$(PROFILE) is no profile; there are: $(notdir $(wildcard workflow/profiles/*)))
 endif
 
 ifneq ($(words $(CURDIR)),1)
@@ -28,7 +34,8 @@ UP_TO_DATE = import yaml; folder = yaml.safe_load(open('config.yaml')).get('resu
 
 help:
 	@echo 'make run     fit the images of config.yaml; again: only what has changed since'
-	@echo '             JAX=cuda12 or JAX=cuda13: on an NVIDIA GPU; ARGS="...": further arguments of snakemake'
+	@echo '             JAX=cuda12 or JAX=cuda13: on an NVIDIA GPU; PROFILE=slurm: on a cluster (docs/cluster.md)'
+	@echo '             ARGS="...": further arguments of snakemake'
 	@echo 'make test    check style, formats and types, and run every test; ARGS="...": further arguments of pytest'
 	@echo 'make bench   measure speed and memory against other fitters, write docs/benchmarks.md: about an hour;'
 	@echo '             ARGS=--help: its studies one by one, and a quick run'
@@ -39,9 +46,8 @@ help:
 	@echo 'make clean   remove .venv and the caches of tools; results and data stay'
 	@echo 'PYTHON=python3.12 names the Python to use. The first command installs all it needs into .venv.'
 
-# The processor needs no resource. A fit job that asks for `gpu` runs on one; one such job at a time.
 run: $(INSTALLED)
-	@$(VENV) -m snakemake --cores all $(if $(JAX),--resources gpu=1 --set-resources fit:gpu=1) $(ARGS)
+	@$(VENV) -m snakemake --workflow-profile profiles/$(PROFILE) $(ARGS)
 	$(if $(ARGS),,@$(VENV) -c "$(UP_TO_DATE)")
 
 test: $(INSTALLED)
@@ -68,7 +74,7 @@ tables: .venv/installed
 lock:
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder" \
 	&& "$$folder/bin/python" -m pip install --quiet --disable-pip-version-check uv \
-	&& "$$folder/bin/uv" pip compile pyproject.toml --extra test --extra bench --universal --python-version 3.11 \
+	&& "$$folder/bin/uv" pip compile pyproject.toml --extra test --extra bench --extra slurm --universal --python-version 3.11 \
 	    --fork-strategy fewest --no-header --quiet --output-file requirements.txt $(ARGS)
 
 clean:

@@ -1,16 +1,24 @@
 """The process of a job: its log, and where and how JAX runs in it. Not imported by anything that computes."""
 
+import atexit
 import logging
 import os
+import shutil
+import signal
 import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
+
+from pipeline.files import replacing
 
 LOG = logging.getLogger("pipeline")
 
 
 def start_log(path: str | Path) -> None:
     """Send what the job has to say to its log file and to the terminal, warnings and uncaught exceptions too.
+
+    A job that a cluster tells to end (SIGTERM) does so as after an exception from here on: nothing is left behind.
 
     Parameters
     ----------
@@ -26,6 +34,7 @@ def start_log(path: str | Path) -> None:
     LOG.setLevel(logging.DEBUG)
     logging.captureWarnings(True)
     sys.excepthook = _log_exception
+    signal.signal(signal.SIGTERM, _end)
 
 
 def start_jax(*, threads: int, gpu: int, cache: str | Path) -> str:
@@ -40,7 +49,7 @@ def start_jax(*, threads: int, gpu: int, cache: str | Path) -> str:
     gpu : int
         GPUs that the job was given. With 0 it never touches one, so that it takes no memory there.
     cache : path
-        Folder of compiled programs, shared by all jobs; JAX_COMPILATION_CACHE_DIR goes first.
+        Folder of compiled programs, of use to all jobs; JAX_COMPILATION_CACHE_DIR goes first.
 
     Returns
     -------
@@ -59,10 +68,12 @@ def start_jax(*, threads: int, gpu: int, cache: str | Path) -> str:
     import jax  # here, because jobs that do not compute should not spend a second on it
 
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(cache)))
+    jax.config.update("jax_compilation_cache_dir", _own_cache(os.environ.get("JAX_COMPILATION_CACHE_DIR", cache)))
     # The default limits leave out the many small programs, together as slow to compile as the large ones.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # A folder in the other one, whose name would tell programs apart that are the same.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     if gpu == 0:
         jax.config.update("jax_platforms", "cpu")
     try:
@@ -78,6 +89,32 @@ def start_jax(*, threads: int, gpu: int, cache: str | Path) -> str:
         raise RuntimeError(msg)
     LOG.debug("JAX %s on %s, %d thread(s)", jax.__version__, device.device_kind, threads)
     return str(device.device_kind)
+
+
+def _own_cache(cache: str | Path) -> str:
+    """A copy of the compile cache for this process, which when it ends adds what is new in it to ``cache``, whole.
+
+    JAX itself writes entries in place and never again: one cut short by a kill would be of no use to any later job.
+    """
+    own, shared = Path(tempfile.mkdtemp(prefix="cauchyfit-")), Path(cache)
+    shared.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(shared, own, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.tmp"))
+    atexit.register(_share, own, shared)
+    return str(own)
+
+
+def _share(own: Path, shared: Path) -> None:
+    for entry in own.rglob("*"):
+        place = shared / entry.relative_to(own)
+        if entry.is_file() and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(place) as temporary:
+                shutil.copyfile(entry, temporary)
+    shutil.rmtree(own, ignore_errors=True)
+
+
+def _end(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def _log_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

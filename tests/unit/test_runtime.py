@@ -1,8 +1,11 @@
 """The process of a job: what stands in its log, and what it says when it gets no GPU."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,3 +55,38 @@ def test_a_gpu_that_is_not_there_is_missed_in_a_sentence(tmp_path):
     done = python(program, str(tmp_path))
     assert done.returncode == 1
     assert "the job was given 1 GPU (resource gpu), but JAX" in done.stderr
+
+
+def test_a_job_told_to_end_leaves_nothing_behind(tmp_path):
+    program = (
+        "import os, signal, sys\n"
+        "from pipeline import runtime\n"
+        "from pipeline.files import replacing\n"
+        "runtime.start_log(sys.argv[1] + '/log')\n"
+        "with replacing(sys.argv[1] + '/part') as temporary:\n"
+        "    temporary.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    assert python(program, str(tmp_path)).returncode == 128 + signal.SIGTERM
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+@pytest.mark.parametrize("end", ["sys.exit(1)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_compiled_programs_are_kept_whole_or_not_at_all(end, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    cache = tmp_path / "cache"
+    program = (
+        "import os, signal, sys\n"
+        "from pipeline import runtime\n"
+        "runtime.start_jax(threads=1, gpu=0, cache=sys.argv[1])\n"
+        "import jax\n"
+        "jax.jit(lambda x: x + 1)(1.0)\n"
+        f"{end}\n"
+    )
+    python(program, str(cache))
+    entries = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert bool(entries) == (end == "sys.exit(1)")
+    assert all(name.endswith("-cache") for name in entries)
+    python(program, str(cache))
+    assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == entries

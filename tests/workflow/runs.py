@@ -1,5 +1,6 @@
 """Runs of the workflow as a user starts them, and what they leave on disk."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -60,3 +61,10 @@ def copied(run: Path, folder: Path) -> Path:
 
 def times(folder: Path, pattern: str) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (folder / "results").glob(pattern)}
+
+
+def jobs_of(run: int) -> dict[int, str]:
+    """Processes of a run that do what a rule says, and their rules. They share the process group of their Snakemake."""
+    listed = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,pgid=,args="], capture_output=True, text=True, check=True)
+    lines = re.findall(rf"^ *(\d+) +{run} .*/scripts/\w+\.(\w+)\.py$", listed.stdout, re.MULTILINE)
+    return {int(pid): rule for pid, rule in lines}

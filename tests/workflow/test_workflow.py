@@ -18,7 +18,18 @@ from astropy.io import fits
 from astropy.table import QTable
 
 import pipeline
-from tests.workflow.runs import ROOT, SNAKEFILE, assert_identical, command, configure, copied, read, snakemake, times
+from tests.workflow.runs import (
+    ROOT,
+    SNAKEFILE,
+    assert_identical,
+    command,
+    configure,
+    copied,
+    jobs_of,
+    read,
+    snakemake,
+    times,
+)
 
 # The runs below are shared by tests: one worker does them all.
 pytestmark = pytest.mark.xdist_group("workflow")
@@ -236,13 +247,6 @@ def test_lost_manifests_are_written_again(own_run):
     assert times(own_run, "parts/*") == parts
 
 
-def jobs_of(run: subprocess.Popen) -> list[int]:
-    """Processes of a run that are fitting. A job shares the process group of its Snakemake."""
-    listed = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,pgid=,args="], capture_output=True, text=True, check=True)
-    lines = (line.split(maxsplit=2) for line in listed.stdout.splitlines())
-    return [int(pid) for pid, group, words in lines if int(group) == run.pid and words.endswith(".fit.py")]
-
-
 def began_to_fit(folder: Path) -> bool:
     return any("JAX" in log.read_text() for log in (folder / "results" / "logs" / "fit").glob("*.log"))
 
@@ -266,14 +270,14 @@ def test_a_killed_run_goes_on_and_ends_the_same(simulated_run, tmp_path, moment,
         while not moment(folder):
             assert run.poll() is None, "the run ended before it could be killed"
             time.sleep(0.02)
-        jobs = jobs_of(run)
+        jobs = jobs_of(run.pid)
         if victims == "all":
             os.killpg(run.pid, signal.SIGKILL)
         elif victims == "driver":
             assert jobs, "no job left that could outlive its driver"
             run.kill()
         else:
-            os.kill(jobs[0], signal.SIGKILL)
+            os.kill(min(jobs), signal.SIGKILL)
             assert run.wait(timeout=120) != 0
             assert len(times(folder, "parts/*.h5")) == 1, "the other shard is fitted all the same"
         run.wait()

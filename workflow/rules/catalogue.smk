@@ -14,8 +14,8 @@ rule catalogue:
         "../envs/pipeline.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         config=config,
         pipeline_version=__version__,

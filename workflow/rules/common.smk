@@ -1,6 +1,8 @@
 """The checked config, the names of all files, and the input functions. No rules here, and no functions elsewhere."""
 
+import csv
 import functools
+import os
 import sys
 from pathlib import Path
 
@@ -90,6 +92,39 @@ def lost_shards():
     return [
         shard for shard in names if not Path(str(MANIFEST).format(shard=shard)).exists()
     ]
+
+
+def growing(amount):
+    """A resource function: this much, and as much again with each attempt."""
+    return lambda wildcards, attempt: amount * attempt
+
+
+@functools.cache
+def contents(manifest, changed_ns):
+    """Images in a shard, their pixels, and the pixels of the largest one."""
+    with open(
+        manifest, encoding="utf-8", errors="surrogateescape", newline=""
+    ) as table:
+        blocks = [
+            (int(row["stop"]) - int(row["start"]), int(row["ny"]) * int(row["nx"]))
+            for row in csv.DictReader(table)
+            if row["kind"] == "image"
+        ]
+    images = sum(count for count, _ in blocks)
+    pixels = sum(count * size for count, size in blocks)
+    return images, pixels, max((size for _, size in blocks), default=0)
+
+
+def fit_minutes(wildcards, input, attempt):
+    """Several times what a fit takes on one core of today: starting, 10 ms an image to read, 20 us a pixel to fit."""
+    images, pixels, _ = contents(input.manifest, os.stat(input.manifest).st_mtime_ns)
+    return attempt * round(10 + (images * 0.01 + pixels * 2e-5) / 60)
+
+
+def fit_mb(wildcards, input, attempt):
+    """About twice what a fit takes: JAX and its compiler, 20 kB a row, 300 bytes a pixel of the largest image."""
+    images, _, largest = contents(input.manifest, os.stat(input.manifest).st_mtime_ns)
+    return attempt * round(2000 + images * 0.04 + largest * 6e-4)
 
 
 def shard_files(pattern):

@@ -12,8 +12,8 @@ rule fit:
         "../envs/pipeline.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=fit_mb,
+        runtime=fit_minutes,
     params:
         reading=READING,
         fit=config["fit"],

@@ -12,8 +12,8 @@ rule report:
         "../envs/pipeline.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=growing(4000),
+        runtime=growing(30),
     params:
         reading=READING,
         config=config,

@@ -12,8 +12,8 @@ checkpoint scan:
         "../envs/pipeline.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         files=FILES,
         reading=READING,

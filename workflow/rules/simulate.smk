@@ -10,8 +10,8 @@ rule simulate:
         "../envs/pipeline.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         start=first_image,
         stop=stop_image,
