@@ -19,7 +19,7 @@ from pipeline import columns, likelihood, model, moments, newton, quality, slots
 #: Sides [pixel] to which images are padded.
 SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
 #: Pixels and images taken at once, and pixels in the memory of the device, about. On a processor what is taken at once
-#: fits its cache several times over (16 or 48 images of 32 x 32 are no faster than 32); an accelerator wants to be full.
+#: is to stay in its cache (16 or 48 images of 32 x 32 are no faster than 32); an accelerator wants to be full.
 BATCH_PIXELS, MAX_BATCH, QUEUE_PIXELS = 1 << 15, 32, 1 << 21
 ACCELERATOR_PIXELS, ACCELERATOR_BATCH, ACCELERATOR_QUEUE = 1 << 23, 1 << 13, 1 << 26
 BURST = 2  # steps between two looks at which slots are done
@@ -88,9 +88,9 @@ class Problem(NamedTuple):
 class Units(NamedTuple):
     """What leads from working units back to those of the image; scalars.
 
-    unit : of pixel values. scale_unit : of the scale. log_noise : sum of the logarithms of the noise map, working units.
-    offset : background taken off. first_scale : guess of the scale, working units. enough : whether there are pixels
-    enough to fit. degenerate : whether more than half are equal.
+    unit : of pixel values. scale_unit : of the scale. log_noise : sum of the logarithms of the noise map, in working
+    units. offset : background taken off. first_scale : guess of the scale, in working units. enough : whether there are
+    pixels enough to fit. degenerate : whether more than half are equal.
     """
 
     unit: jax.Array
