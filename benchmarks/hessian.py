@@ -41,7 +41,7 @@ def by_moments(image, point):
     @jax.jit
     def program(point, image):
         places, n = list(point), jnp.asarray(float(image.data.size))
-        step = moments.step(places, image, n, jnp.zeros(()), point[-1], jnp.asarray(True), fit_scale=True)
+        step = moments.step(places, image, n, point[-1], jnp.asarray(True), fit_scale=True)
         return step.nll, jnp.stack(step.gradient), uncertainty.dense(step.matrix, 8)
 
     return lambda: program(point, whole)

@@ -39,7 +39,7 @@ MISFIT_SIGMAS = 5.0
 LOW_SNR = 5.0
 MIN_SIGMA = 0.3
 MAX_ELLIPTICITY = 0.98
-MIN_SCALE = 0.01
+MIN_SCALE = 1e-6
 
 FLAGS = (
     Flag("NOT_CONVERGED", 0, "the fit stopped before its tolerance was met; parameters are where it stopped"),
@@ -56,7 +56,7 @@ FLAGS = (
         "AT_LIMIT",
         8,
         f"sigma < {MIN_SIGMA:g} px or larger than the image, ellipticity e > {MAX_ELLIPTICITY:g}, or scale < "
-        f"{MIN_SCALE:g} of half the interquartile range of the pixels, or more than half of them are equal: "
+        f"{MIN_SCALE:g} of the amplitude, or more than half of the pixels are equal: "
         "errors mean nothing",
     ),
     Flag("LOW_SNR", 9, f"snr < {LOW_SNR:g}"),
@@ -134,7 +134,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("snr", "f8", "", "|amp| / amp_err", "quality"),
     Column("outlier_fraction", "f8", "", "share of used pixels with |residual| > 10 half-widths", "quality"),
     Column("misfit", "f8", "", "residuals under the source against those around it, in standard deviations", "quality"),
-    Column("condition", "f8", "", "condition number of the Hessian scaled to unit diagonal", "quality"),
+    Column("condition", "f8", "", "condition number (1-norm) of the Hessian scaled to unit diagonal", "quality"),
     Column("flags", "i8", "", "bits, see flag_bits; 0 = good", "quality"),
 )
 

@@ -24,6 +24,7 @@ BATCH_PIXELS, MAX_BATCH, QUEUE_PIXELS = 1 << 15, 32, 1 << 21
 ACCELERATOR_PIXELS, ACCELERATOR_BATCH, ACCELERATOR_QUEUE = 1 << 23, 1 << 13, 1 << 26
 BURST = 2  # steps between two looks at which slots are done
 LEAST_SCALE = 1e-3  # to start from, in working units
+MOST_NOISE = 1e6  # of the noise map and its inverse, in working units: what is beyond has as good as no, or all, weight
 WILD = 1e12  # working units: where pixels are cut off
 
 
@@ -73,13 +74,12 @@ class Dials(NamedTuple):
 class Problem(NamedTuple):
     """What the minimiser is given of one image.
 
-    image : likelihood.Image in working units. n, unused : numbers of used and of unused pixels. start : (q,) free
-    vector. target : logarithm of the scale at which the continuation ends. max_steps : 0 where pixels are too few.
+    image : likelihood.Image in working units. n : number of used pixels. start : (q,) free vector. target : logarithm
+    of the scale at which the continuation ends. max_steps : 0 where pixels are too few.
     """
 
     image: likelihood.Image
     n: jax.Array
-    unused: jax.Array
     start: jax.Array
     target: jax.Array
     max_steps: jax.Array
@@ -144,9 +144,10 @@ def prepare(data, mask, noise, dials: Dials, *, n_background: int, fit_scale: bo
         weight, noise_unit, ratio_spread = good.astype(dtype), jnp.ones_like(unit), half_spread / unit
         log_noise = jnp.zeros_like(unit)
     else:
-        typical = jnp.sqrt(jnp.sum(jnp.where(good, noise, 0.0) ** 2) / jnp.maximum(n, 1.0))
-        noise_unit = _power_of_two(jnp.where(typical > 0, typical, 1.0))
-        relative = jnp.where(good, noise / noise_unit, 1.0)
+        # The quieter pixels set the unit: amplitudes are compared with their noise.
+        typical = start.quantiles(jnp.where(good, noise, 1.0), good, (0.25, 0.5, 0.75))[0]
+        noise_unit = _power_of_two(jnp.where(good.any(), typical, 1.0))
+        relative = jnp.where(good, jnp.clip(noise / noise_unit, 1.0 / MOST_NOISE, MOST_NOISE), 1.0)
         ratio_spread = start.half_spread((data - offset) / (unit * relative), good)
         weight = jnp.where(good, 1.0 / relative, 0.0).astype(dtype)
         log_noise = jnp.sum(jnp.log(relative))
@@ -165,7 +166,6 @@ def prepare(data, mask, noise, dials: Dials, *, n_background: int, fit_scale: bo
     problem = Problem(
         image=image._replace(origin=source[:2]),
         n=n,
-        unused=data.size - n,
         start=likelihood.to_free(jnp.concatenate([source, jnp.zeros(n_background), wide[None]])),
         target=jnp.log(target),
         max_steps=jnp.where(enough, dials.max_steps, 0),
@@ -192,7 +192,7 @@ def minimise(problems: Problem, count, dials: Dials, *, fit_scale: bool, precisi
 
     def step(problem, state):
         def evaluate(place, log_scale, exact):
-            return moments.step(place, problem.image, problem.n, problem.unused, log_scale, exact, fit_scale=fit_scale)
+            return moments.step(place, problem.image, problem.n, log_scale, exact, fit_scale=fit_scale)
 
         def rounding(place):
             return _rounding(place, precision)
@@ -200,7 +200,7 @@ def minimise(problems: Problem, count, dials: Dials, *, fit_scale: bool, precisi
         return newton.step(state, evaluate, _valid, problem.target, tolerance, rounding)
 
     # The last move squares what is left, or nearly so; `solution` looks whether it did.
-    tolerance = jnp.maximum(dials.tolerance, 0.1 * jnp.sqrt(dials.tolerance))
+    tolerance = jnp.maximum(dials.tolerance, 0.03 * jnp.sqrt(dials.tolerance))
     results = slots.run(
         problems,
         count,
@@ -208,7 +208,7 @@ def minimise(problems: Problem, count, dials: Dials, *, fit_scale: bool, precisi
         step=step,
         going=lambda problem, state: newton.going(state, problem.max_steps),
         result=lambda state: jnp.stack(
-            [*newton.place(state), state.converged.astype(float), state.n_steps.astype(float)]
+            [*newton.place(state, _valid), state.converged.astype(float), state.n_steps.astype(float)]
         ),
         slots=batch,
         burst=BURST,
@@ -240,16 +240,18 @@ class Solution(NamedTuple):
     peak_used: jax.Array
 
 
-def solution(free, stopped, n_steps, problem: Problem, units: Units, dials: Dials, *, fit_scale: bool) -> Solution:
-    """Covariances of one image, and everything in its own units, from the minimiser's result.
+def solution(found, problem: Problem, units: Units, shape, dials: Dials, *, fit_scale: bool) -> Solution:
+    """Covariances of one image, and everything in its own units, from what `minimise` found.
 
-    A last Newton step takes away what the tolerance has left. NaN where something could not be done.
+    A last Newton step takes away what the tolerance has left. NaN where something could not be done. shape : int array
+    (2,), ny, nx before padding.
     """
+    free, stopped, n_steps = found
     q = free.shape[0]
     p, n_background = q - (not fit_scale), q - 7
     n, unit, enough = problem.n, units.unit, units.enough
     image = problem.image
-    four = uncertainty.covariances(free, image, n, problem.unused, fit_scale)
+    four = uncertainty.covariances(free, image, n, fit_scale)
     positive = jnp.all(jnp.isfinite(four.hessian))
     left = newton.fraction(four.decrement, _rounding(free, image.data.dtype), four.spread)
     converged = stopped & positive & (left <= dials.tolerance)
@@ -258,7 +260,8 @@ def solution(free, stopped, n_steps, problem: Problem, units: Units, dials: Dial
 
     # Back to the image's own units, all linear.
     size = jnp.ones(q).at[2].set(unit).at[6 : 6 + n_background].set(unit).at[-1].set(units.scale_unit)
-    degenerate = units.degenerate | (public[-1] < columns.MIN_SCALE * units.first_scale)
+    size_of_data = jnp.maximum(jnp.abs(public[2]), units.first_scale)
+    degenerate = units.degenerate | (fit_scale & (public[-1] < columns.MIN_SCALE * size_of_data))
     public = public * size
     if n_background:
         public = public.at[6].add(units.offset)
@@ -281,7 +284,7 @@ def solution(free, stopped, n_steps, problem: Problem, units: Units, dials: Dial
         positive=positive,
         enough=enough,
         degenerate=degenerate,
-        peak_used=quality.peak_used(public, image),
+        peak_used=quality.peak_used(public, image, shape),
     )
 
 
@@ -346,10 +349,10 @@ def _program(*, batch: int, n_background: int, fit_scale: bool, precision: str):
         found = minimise(problems, count, dials, fit_scale=fit_scale, precision=precision, batch=batch)
 
         def last(one):
-            (free, converged, n_steps), problem, unit = one
-            return solution(free, converged, n_steps, problem, unit, dials, fit_scale=fit_scale)
+            found, problem, unit, shape = one
+            return solution(found, problem, unit, shape, dials, fit_scale=fit_scale)
 
-        solutions = _batches(last, (found, problems, units), count, batch)
+        solutions = _batches(last, (found, problems, units, shapes), count, batch)
         # Apart, lest the compiler mixes it with the above in ways that let the last bit depend on the place in a batch.
         return _batches(lambda one: describe(one[0], one[1], dials), (solutions, shapes), count, batch)
 

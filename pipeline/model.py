@@ -1,7 +1,8 @@
 """The model: an elliptical Gaussian on a background, and what astronomers derive from its parameters.
 
 Each function takes one source, or many in leading axes, and computes in the namespace of its arrays: NumPy
-arrays in, NumPy arrays out; JAX arrays, traced or not, likewise. A model of your own must keep to that.
+arrays in, NumPy arrays out; JAX arrays, traced or not, likewise.
+The derivatives that a fit takes of this model stand in `pipeline.moments`.
 
 Parameters, in order: ``x0, y0, amp, sigma, rho, diff`` (see `pipeline.columns`).
 """

@@ -11,6 +11,7 @@ Pixels are taken in the floating-point type of the image, everything else in tha
 for the processor's cache are taken in tiles of some rows: all sums are sums over tiles.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ class Tile(NamedTuple):
     """Some rows of an image under a model: the powers of X (nx, 5) and Y (rows, 5), and maps (rows, nx).
 
     shape : E. h : 1 / half-width, 0 where unused. t : residual / half-width, 0 where unused. v : 1 / (1 + t^2), 1 where
-    unused.
+    unused. s : t^2 / (1 + t^2), 0 where unused.
     """
 
     x: jax.Array
@@ -60,6 +61,7 @@ class Tile(NamedTuple):
     h: jax.Array
     t: jax.Array
     v: jax.Array
+    s: jax.Array
 
 
 def frame(free, image: Image) -> Frame:
@@ -109,11 +111,11 @@ def total(function, at: Frame, image: Image):
     def add(sums, block):
         data, weight, first = block
         new = function(_tile(at, data, weight, first))
-        return jax.tree.map(jnp.add, sums, new), None
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, new), None
 
     blocks = (image.data.reshape(-1, rows, nx), image.weight.reshape(-1, rows, nx), rows * jnp.arange(ny // rows))
     shapes = jax.eval_shape(lambda: function(_tile(at, image.data[:rows], image.weight[:rows], 0)))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, at.x0.dtype), shapes)
     return jax.lax.scan(add, zeros, blocks)[0]
 
 
@@ -133,8 +135,9 @@ def _tile(at: Frame, data, weight, first) -> Tile:
             predicted = predicted + (plane[1].astype(dtype) * x)[None, :] + (plane[2].astype(dtype) * y)[:, None]
     h = weight * (1.0 / at.scale).astype(dtype)
     t = jnp.clip((data - predicted) * h, -LARGEST, LARGEST)
-    shape, h, t, v = jax.lax.optimization_barrier((shape, h, t, 1.0 / (1.0 + t * t)))
-    return Tile(_powers(x), _powers(y), shape, weight, h, t, v)
+    square = t * t
+    v = 1.0 / (1.0 + square)
+    return Tile(_powers(x), _powers(y), shape, weight, h, t, v, square * v)
 
 
 _LINEAR = ((0, 0), (1, 0), (0, 1))
@@ -145,11 +148,15 @@ def _powers(x):
     return jnp.stack([jnp.ones_like(x), x, square, square * x, square * square], axis=-1)
 
 
+#: Some accelerators else take float32 for less than it is.
+_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
 def table(weights, tile: Tile, degree=4):
     """Moments sum w X^i Y^j of a map, i, j <= degree, at [j, i]."""
     if degree == 0:
         return jnp.sum(weights)[None, None]
-    return tile.y[:, : degree + 1].T @ (weights @ tile.x[:, : degree + 1])
+    return _matmul(tile.y[:, : degree + 1].T, _matmul(weights, tile.x[:, : degree + 1]))
 
 
 def grid(poly: Polynomial, tile: Tile):
@@ -157,7 +164,7 @@ def grid(poly: Polynomial, tile: Tile):
     dtype = tile.x.dtype
     zero = jnp.zeros((), dtype)
     rows = [jnp.stack([jnp.asarray(poly.get((i, j), zero), dtype) for i in range(5)]) for j in range(5)]
-    return (tile.y @ jnp.stack(rows)) @ tile.x.T
+    return _matmul(_matmul(tile.y, jnp.stack(rows)), tile.x.T)
 
 
 def multiply(a: Polynomial, b: Polynomial) -> Polynomial:
@@ -243,7 +250,7 @@ class Step(NamedTuple):
     spread: jax.Array
 
 
-def step(free, image: Image, n, unused, log_scale, exact, *, fit_scale: bool) -> Step:
+def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
     """Derivatives in the free vector at another scale than that of ``free``.
 
     Parameters
@@ -251,8 +258,8 @@ def step(free, image: Image, n, unused, log_scale, exact, *, fit_scale: bool) ->
     free : sequence of p scalars
         The place.
     image : Image
-    n, unused : scalars
-        Numbers of used and of unused pixels.
+    n : scalar
+        Number of used pixels.
     log_scale : scalar
         Logarithm of the scale at which derivatives are taken.
     exact : scalar bool
@@ -275,8 +282,8 @@ def step(free, image: Image, n, unused, log_scale, exact, *, fit_scale: bool) ->
             "nll": log_product(square),
             "weight": tables(weight, tile, at),
             "psi": slope_tables(psi, tile, at, 4),
-            "v": jnp.sum(tile.v),
-            "v2": jnp.sum(tile.v * tile.v),
+            "s": jnp.sum(tile.s.astype(n.dtype)),
+            "sv": jnp.sum((tile.s * tile.v).astype(n.dtype)),
         }
         if fit_scale:
             found["cross"] = slope_tables(2.0 * psi * tile.v, tile, at)
@@ -287,22 +294,22 @@ def step(free, image: Image, n, unused, log_scale, exact, *, fit_scale: bool) ->
     for place, bend in curvatures(at, found["psi"][0]).items():
         matrix[place] = matrix[place] - jnp.where(exact, bend, 0.0)
     gradient = [-slope for slope in slopes(at, found["psi"])]
-    v, v2 = found["v"].astype(n.dtype) - unused, found["v2"].astype(n.dtype) - unused
+    s, sv = found["s"], found["sv"]
     last = len(gradient)
     if fit_scale:
         for j, cross in enumerate(slopes(at, found["cross"])):
             matrix[last, j] = jnp.where(exact, cross, 0.0)
-        matrix[last, last] = jnp.where(exact, 4.0 * (v - v2), 2.0 * v)
-        gradient.append(2.0 * v - n)
+        matrix[last, last] = jnp.where(exact, 4.0 * sv, 2.0 * (n - s))
+        gradient.append(n - 2.0 * s)  # the sum of 2 v - 1
     return Step(
         judged=found["judged"] + n * free[-1],
         nll=found["nll"] + n * log_scale,
         gradient=gradient,
         matrix=matrix,
-        spread=spread(v, v2, n),
+        spread=spread(s, sv, n),
     )
 
 
-def spread(v, v2, n):
-    """tr(H^-1 S) / p from the sums of v and v^2 over n used pixels, as E psi^2 / E psi'."""
-    return 2.0 * (v - v2) / jnp.maximum(2.0 * v2 - v, 1e-12 * n)
+def spread(s, sv, n):
+    """tr(H^-1 S) / p from the sums of s and s v over n used pixels, as E psi^2 / E psi'; positive."""
+    return jnp.maximum(2.0 * sv / jnp.maximum(n - s - 2.0 * sv, 1e-12 * n), 1e-30)

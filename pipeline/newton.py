@@ -22,6 +22,7 @@ MOST_DAMPING = 1e8  # above which there is no use in going on
 FLOOR = 1e-3  # least magnitude of a repaired pivot, in units of the Gauss-Newton diagonal
 SLACK = 32.0  # in the nll, in units of what rounding leaves uncertain in a residual
 NEAR = 1.0  # decrement, as a fraction like ``tolerance``, below which the next matrix is the Hessian
+ROUNDING = 0.01  # most that rounding may leave, as a fraction likewise: a seventh of an error
 EPSILON = 2.0**-52
 
 
@@ -106,10 +107,12 @@ def inverse(matrix):
 def fraction(decrement, rounding, spread):
     """What is left to the minimum as a fraction of the true error, squared: whatever the scale, down to rounding.
 
+    Infinite where rounding itself is no small part of an error.
     decrement : Newton's, g^T H^-1 g / 2. rounding : what a residual over its half-width may be off by. spread :
     tr(H^-1 S) / p, the variance over that which the Hessian tells.
     """
-    return (decrement - 16.0 * rounding * rounding) / jnp.minimum(1.0, spread)
+    unit, noise = jnp.minimum(1.0, spread), 16.0 * rounding * rounding
+    return jnp.where(noise <= ROUNDING * unit, (decrement - noise) / unit, jnp.inf)
 
 
 def begin(start, target, fit_scale: bool) -> State:
@@ -164,7 +167,8 @@ def step(state: State, evaluate, valid, target, tolerance, rounding) -> State:
     # Rounding must neither refuse the last steps, nor ask for more of them.
     noise = rounding(trial)
     slack = jnp.where(first, 0.0, SLACK * (noise + EPSILON * jnp.abs(state.nll)))
-    accepted = valid(trial) & (new.judged <= state.nll + slack)
+    finite = jnp.isfinite(sum(new.gradient) + sum(new.matrix[i, i] for i in range(p)))
+    accepted = valid(trial) & finite & (new.judged <= state.nll + slack)
 
     def choose(new, old):
         return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
@@ -207,10 +211,11 @@ def step(state: State, evaluate, valid, target, tolerance, rounding) -> State:
     )
 
 
-def place(state: State) -> list:
-    """Where a fit ends: the best place, after the last move if it converged."""
-    moved = [jnp.where(state.converged, a - b, a) for a, b in zip(state.free, state.move, strict=False)]
-    return moved + state.free[len(moved) :]
+def place(state: State, valid) -> list:
+    """Where a fit ends: the best place, after the last move if it converged. ``valid`` as in `step`."""
+    moved = [a - b for a, b in zip(state.free, state.move, strict=False)] + state.free[len(state.move) :]
+    last = state.converged & valid(moved)
+    return [jnp.where(last, a, b) for a, b in zip(moved, state.free, strict=True)]
 
 
 def going(state: State, max_steps):

@@ -40,11 +40,11 @@ def condition(hessian, covariance):
     return norms[0] * norms[1]
 
 
-def peak_used(public, image: likelihood.Image):
-    """Whether the pixel nearest to the centre is one that counts."""
-    ny, nx = image.weight.shape
-    row = jnp.clip(jnp.nan_to_num(jnp.round(public[1])), 0.0, ny - 1.0).astype(int)
-    column = jnp.clip(jnp.nan_to_num(jnp.round(public[0])), 0.0, nx - 1.0).astype(int)
+def peak_used(public, image: likelihood.Image, shape):
+    """Whether the pixel nearest to the centre is one that counts. shape : (2,) ny, nx without padding."""
+    last = shape.astype(public.dtype) - 1.0
+    row = jnp.clip(jnp.nan_to_num(jnp.round(public[1])), 0.0, last[0]).astype(int)
+    column = jnp.clip(jnp.nan_to_num(jnp.round(public[0])), 0.0, last[1]).astype(int)
     return image.weight[row, column] > 0
 
 

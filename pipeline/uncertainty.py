@@ -55,8 +55,8 @@ class Sums(NamedTuple):
 
     nll : without the sum of log u, u the noise map, which does not depend on the parameters.
     scores : (q, q), the sum of outer products of the pixels' gradients. products : (q - 1, q - 1), the sum of
-    grad m grad m^T / u^2, u the noise map. powers : the sums of v, v^2, v^3, v^4 over the used pixels, where
-    v = 1 / (1 + t^2) and t is the residual over the half-width.
+    grad m grad m^T / u^2, u the noise map. powers : the means of s, s^2, s^3, s^4 over the used pixels, where
+    s = t^2 / (1 + t^2) and t is the residual over the half-width.
     """
 
     nll: jax.Array
@@ -67,11 +67,11 @@ class Sums(NamedTuple):
     powers: list
 
 
-def sums(free, image: likelihood.Image, n, unused) -> Sums:
+def sums(free, image: likelihood.Image, n) -> Sums:
     """`Sums` at ``free``; arguments as those of `covariances`."""
     q = free.shape[0]
     at = moments.frame(list(free), image)
-    step = moments.step(list(free), image, n, unused, free[-1], jnp.asarray(True), fit_scale=True)
+    step = moments.step(list(free), image, n, free[-1], jnp.asarray(True), fit_scale=True)
 
     def of(tile):
         psi = 2.0 * tile.t * tile.v * tile.h
@@ -79,15 +79,15 @@ def sums(free, image: likelihood.Image, n, unused) -> Sums:
             "scores": moments.tables(psi * psi, tile, at),
             "cross": moments.slope_tables(psi * (2.0 * tile.v - 1.0), tile, at),
             "products": moments.tables(tile.weight * tile.weight, tile, at),
-            "powers": [jnp.sum(tile.v**k) for k in (1, 2, 3, 4)],
+            "powers": [jnp.sum((tile.s**k).astype(free.dtype)) for k in (1, 2, 3, 4)],
         }
 
     found = moments.total(of, at, image)
-    powers = [power.astype(free.dtype) - unused for power in found["powers"]]
+    powers = [power / n for power in found["powers"]]
     scores = moments.products(at, found["scores"])
     for j, cross in enumerate(moments.slopes(at, found["cross"])):
         scores[q - 1, j] = -cross
-    scores[q - 1, q - 1] = 4.0 * (powers[1] - powers[0]) + n  # (2 v - 1)^2, summed
+    scores[q - 1, q - 1] = n * (1.0 - 4.0 * (powers[0] - powers[1]))  # (1 - 2 s)^2, summed
     return Sums(
         nll=step.nll + n * jnp.log(jnp.pi),
         gradient=jnp.stack(step.gradient),
@@ -98,7 +98,7 @@ def sums(free, image: likelihood.Image, n, unused) -> Sums:
     )
 
 
-def covariances(free, image: likelihood.Image, n, unused, fit_scale: bool) -> Covariances:
+def covariances(free, image: likelihood.Image, n, fit_scale: bool) -> Covariances:
     """The four covariances, in public parameters, at a solution.
 
     Parameters
@@ -106,8 +106,8 @@ def covariances(free, image: likelihood.Image, n, unused, fit_scale: bool) -> Co
     free : array (q,)
         The free vector, the logarithm of the scale last, fitted or not.
     image : likelihood.Image
-    n, unused : arrays ()
-        Numbers of used and of unused pixels.
+    n : array ()
+        Number of used pixels.
     fit_scale : bool
         Whether the scale is one of the p fitted parameters (p = q) or held (p = q - 1).
 
@@ -123,7 +123,7 @@ def covariances(free, image: likelihood.Image, n, unused, fit_scale: bool) -> Co
     p = q if fit_scale else q - 1
     public = likelihood.to_public(free)
     scale = public[-1]
-    here = sums(free, image, n, unused)
+    here = sums(free, image, n)
     observed, scores = likelihood.to_public_matrices(public, here.gradient, here.hessian, here.scores)
     hessian_matrix = observed[:p, :p]
     hessian = inverse(hessian_matrix)
@@ -141,7 +141,7 @@ def covariances(free, image: likelihood.Image, n, unused, fit_scale: bool) -> Co
         return moments.tables(square * square * leverage, tile, at)
 
     levered = dense(moments.products(at, moments.total(of, at, image)), q - 1)
-    middle = here.products + inflation([power / n for power in here.powers]) * levered
+    middle = here.products + inflation(here.powers) * levered
     # Log sigma and log scale to sigma and scale; what follows is linear in the derivatives.
     slope = jnp.ones(q, free.dtype).at[3].set(public[3]).at[-1].set(scale)
 
@@ -149,11 +149,11 @@ def covariances(free, image: likelihood.Image, n, unused, fit_scale: bool) -> Co
         full = jnp.zeros((q, q), block.dtype).at[: q - 1, : q - 1].set(block).at[-1, -1].set(log_scale_variance)
         return (full * slope[:, None] * slope[None, :])[:p, :p]
 
-    v, v2 = here.powers[:2]
-    # sum a^2 = 4 (v - v2) / scale^2 and sum a' = (4 v2 - 2 v) / scale^2.
-    bracket = 4.0 * (v - v2) / (n - p) * (n * scale / (4.0 * v2 - 2.0 * v)) ** 2
-    # With l = scale * d nll / d scale = 2 v - 1 for a pixel, scale^2 * d2 nll / d scale^2 = 4 (v - v^2) - l.
-    variance = (4.0 * (v2 - v) + n) / (n - p) * n / (2.0 * v - 4.0 * v2 + n) ** 2
+    q1, q2 = here.powers[:2]
+    # a^2 = 4 (s - s^2) / scale^2 and a' = (2 - 6 s + 4 s^2) / scale^2.
+    bracket = 4.0 * (q1 - q2) * n / (n - p) * (scale / (2.0 - 6.0 * q1 + 4.0 * q2)) ** 2
+    # l = scale * d nll / d scale = 1 - 2 s for a pixel, and scale^2 * d2 nll / d scale^2 = 4 (s - s^2) - l.
+    variance = (1.0 - 4.0 * (q1 - q2)) / (n - p) / (6.0 * q1 - 4.0 * q2 - 1.0) ** 2
     gradient = (here.gradient / slope)[:p]
     rest = hessian @ gradient
     return Covariances(
@@ -165,7 +165,7 @@ def covariances(free, image: likelihood.Image, n, unused, fit_scale: bool) -> Co
         nll=here.nll,
         newton_step=rest,
         decrement=0.5 * jnp.sum(gradient * rest),
-        spread=moments.spread(v, v2, n),
+        spread=moments.spread(n * q1, n * (q1 - q2), n),
     )
 
 
@@ -182,14 +182,16 @@ def inflation(powers):
     Gaussian noise; C / A^2 alone, which is 2.5, 3.4 and 4.1, would be right for Cauchy noise only. The expectations
     are means over the used pixels.
 
-    powers : the means of v, v^2, v^3 and v^4 with v = 1 / (1 + (residual / half-width)^2), of which all these are sums.
+    powers : the means of s, s^2, s^3 and s^4 with s = t^2 / (1 + t^2), t the residual over the half-width, of which all
+    these are sums: psi^2 = 4 (s - s^2), psi_1 = 2 - 6 s + 4 s^2, and so on.
     """
-    m1, m2, m3, m4 = powers
-    a, b = 4.0 * m2 - 2.0 * m1, 4.0 * (m1 - m2)
-    c = 16.0 * (m4 - m3) + 4.0 * m2 - a * a
-    d = 24.0 * m3 - 8.0 * m2 - 16.0 * m4 - a * b
-    psi_psi_2 = 8.0 * m2 - 40.0 * m3 + 32.0 * m4
-    psi_3 = -12.0 * m2 + 96.0 * (m3 - m4)
+    q1, q2, q3, q4 = powers
+    slope = 4.0 * q2 - 6.0 * q1
+    a, b = 2.0 + slope, 4.0 * (q1 - q2)
+    c = 36.0 * q2 - 48.0 * q3 + 16.0 * q4 - slope * slope
+    d = 8.0 * q1 - 32.0 * q2 + 40.0 * q3 - 16.0 * q4 - a * b
+    psi_psi_2 = -24.0 * q1 + 80.0 * q2 - 88.0 * q3 + 32.0 * q4
+    psi_3 = -12.0 + 120.0 * q1 - 300.0 * q2 + 288.0 * q3 - 96.0 * q4
     k = 3.0 * c / a**2 - 2.0 * d / (a * b) + 3.0 * psi_psi_2 / a**2 - psi_3 * b / a**3
     return jnp.maximum(k, 0.0)
 

@@ -301,6 +301,45 @@ def test_a_wide_held_scale_converges_to_a_fraction_of_the_error():
     close_in_errors(loose.params, close.params, close.errors, 5e-3)
 
 
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_a_wide_held_scale_is_least_squares_in_either_precision(precision):
+    """Errors of residuals that are nothing beside the half-width: no difference of large numbers is left of them."""
+    images, _ = stamps.draw(12, (20, 200), seed=1, shape=(24, 24), noise="gaussian")
+    near, far = (fit.fit_stack(images, scale=scale, precision=precision) for scale in (30.0, 3000.0))
+    assert not np.any(far.flags & columns.BIT["NOT_CONVERGED"])
+    assert_allclose(far.errors, near.errors, rtol=0.02)
+
+
+def test_bright_sources_are_at_no_limit():
+    """Their wings are most of what the pixels scatter by, and no measure of the noise."""
+    images, params = stamps.draw(12, (3e3, 3e4), seed=9, shape=(24, 24), sigma=(2.5, 3.2))
+    result = fit.fit_stack(images)
+    assert not np.any(result.flags & (columns.BIT["AT_LIMIT"] | columns.BIT["NOT_CONVERGED"]))
+    close_in_errors(result.params[:, :6], params, result.errors[:, :6], 6)
+
+
+def test_what_float32_cannot_tell_has_not_converged():
+    """Ten million times the noise: the data themselves are rounded to more than an error."""
+    images, params = stamps.draw(12, (1e7, 1e8), seed=10, shape=(24, 24), noise="gaussian")
+    found = fit.fit_stack(images, scale=0.612, precision="float32")
+    converged = found.flags & columns.BIT["NOT_CONVERGED"] == 0
+    off = np.abs(found.params[:, :6] - params) / found.errors[:, :6]
+    assert not np.any(converged & np.any(off > 6, axis=1))
+
+
+@pytest.mark.parametrize("level", [1e3, 1e19, 1e200])
+def test_a_noise_map_of_two_levels(level):
+    """Half of each image says that it knows nothing: as good as masked."""
+    images, _ = stamps.draw(12, (20, 200), seed=11, shape=(24, 24))
+    noise = np.ones(images.shape)
+    noise[:, :, 16:] = level
+    images[:, :, 16:] += min(level, 1e6) * np.random.default_rng(1).standard_cauchy((12, 24, 8))
+    masked = fit_closely(images, noise > 1)
+    mapped = fit_closely(images, noise_map=noise)
+    assert_array_equal(mapped.flags & columns.BIT["NOT_CONVERGED"], 0)
+    close_in_errors(mapped.params[:, :6], masked.params[:, :6], masked.errors[:, :6], 0.3)
+
+
 def test_equal_pixels_are_flagged():
     """Rounded to whole numbers, more than half of the pixels equal the background: no scale, no errors."""
     y, x = np.mgrid[:24, :24].astype(float)

@@ -21,11 +21,10 @@ LEVELS = {"none": 0, "constant": 1, "plane": 3}
 def by_moments(free, image):
     """The terms of `likelihood.terms`, from `moments` and from the covariances made of them."""
     places, n = list(free), jnp.sum(image.weight > 0).astype(free.dtype)
-    unused = image.weight.size - n
     exact, positive = (
-        moments.step(places, image, n, unused, free[-1], jnp.asarray(which), fit_scale=True) for which in (True, False)
+        moments.step(places, image, n, free[-1], jnp.asarray(which), fit_scale=True) for which in (True, False)
     )
-    sums = uncertainty.sums(free, image, n, unused)
+    sums = uncertainty.sums(free, image, n)
     p = len(free)
     return likelihood.Terms(
         sums.nll - jnp.sum(jnp.log(jnp.where(image.weight > 0, image.weight, 1.0))).astype(free.dtype),
@@ -158,8 +157,8 @@ def test_derivatives_at_another_scale():
     free, image = case(6, 1)
     places, n = list(free), jnp.sum(image.weight > 0).astype(float)
     there = free.at[-1].add(-1.2)
-    moved = moments.step(places, image, n, image.weight.size - n, there[-1], jnp.asarray(True), fit_scale=True)
-    still = moments.step(list(there), image, n, image.weight.size - n, there[-1], jnp.asarray(True), fit_scale=True)
+    moved = moments.step(places, image, n, there[-1], jnp.asarray(True), fit_scale=True)
+    still = moments.step(list(there), image, n, there[-1], jnp.asarray(True), fit_scale=True)
     for a, b in zip(
         jax.tree.leaves(moved._replace(judged=0.0)), jax.tree.leaves(still._replace(judged=0.0)), strict=True
     ):

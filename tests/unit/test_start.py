@@ -53,7 +53,9 @@ def test_quantiles_are_exact_where_most_pixels_are_equal(offset):
 def test_quantiles_survive_any_range():
     values = np.array([-3.4e38, -1.0, -1e-300, 0.0, 2.0, 3.0, 1e300])
     low, middle, high = quantiles(jnp.asarray(values), jnp.ones(7, bool), (0.3, 0.5, 0.7))
-    assert np.array_equal([low, middle, high], [-1e-300, 0.0, 2.0]) or abs(middle) < 2e-3
+    assert -1.0 < low < 1e-2
+    assert abs(middle) < 2e-2
+    assert abs(high - 2.0) < 2e-2
 
 
 SOURCES = {
