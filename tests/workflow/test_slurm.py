@@ -138,8 +138,13 @@ def fits(state: str, limit: str, shard: str = "") -> list[Job]:
 
 def stop(job: Job) -> None:
     """Stop all processes of a job, so that it lasts until its time is up."""
-    listed = subprocess.run(["scontrol", "listpids", job["JobId"]], capture_output=True, text=True, check=True)
-    for line in listed.stdout.splitlines()[1:]:
+
+    def processes() -> list[str]:
+        """None for a moment after SLURM calls the job running."""
+        listed = subprocess.run(["scontrol", "listpids", job["JobId"]], capture_output=True, text=True, check=False)
+        return listed.stdout.splitlines()[1:]
+
+    for line in wait(processes, "the processes of a job"):
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(line.split()[0]), signal.SIGSTOP)
 
