@@ -24,7 +24,7 @@ BATCH_PIXELS, MAX_BATCH, QUEUE_PIXELS = 1 << 15, 32, 1 << 21
 ACCELERATOR_PIXELS, ACCELERATOR_BATCH, ACCELERATOR_QUEUE = 1 << 23, 1 << 13, 1 << 26
 BURST = 2  # steps between two looks at which slots are done
 LEAST_SCALE = 1e-3  # to start from, in working units
-MOST_NOISE = 1e6  # of the noise map and its inverse, in working units: what is beyond has as good as no, or all, weight
+MOST_NOISE = 1e6  # times that of the quieter pixels: beyond it a pixel is not used, it only says that it knows nothing
 WILD = 1e12  # working units: where pixels are cut off
 
 
@@ -129,6 +129,12 @@ def prepare(data, mask, noise, dials: Dials, *, n_background: int, fit_scale: bo
     good = ~mask & jnp.isfinite(data)
     if noise is not None:
         good &= jnp.isfinite(noise) & (noise > 0)
+        # The quieter pixels set the unit: amplitudes are compared with their noise.
+        typical = start.quantiles(jnp.where(good, noise, 1.0), good, (0.25, 0.5, 0.75))[0]
+        noise_unit = _power_of_two(jnp.where(jnp.any(good), typical, 1.0))
+        relative = jnp.maximum(noise / noise_unit, 1.0 / MOST_NOISE)
+        good &= relative <= MOST_NOISE
+        relative = jnp.where(good, relative, 1.0)
     n = jnp.sum(good, dtype=jnp.int32).astype(float)
     enough = n >= 2 * (6 + n_background + fit_scale)
     data = jnp.where(good, data, 0.0)
@@ -144,10 +150,6 @@ def prepare(data, mask, noise, dials: Dials, *, n_background: int, fit_scale: bo
         weight, noise_unit, ratio_spread = good.astype(dtype), jnp.ones_like(unit), half_spread / unit
         log_noise = jnp.zeros_like(unit)
     else:
-        # The quieter pixels set the unit: amplitudes are compared with their noise.
-        typical = start.quantiles(jnp.where(good, noise, 1.0), good, (0.25, 0.5, 0.75))[0]
-        noise_unit = _power_of_two(jnp.where(good.any(), typical, 1.0))
-        relative = jnp.where(good, jnp.clip(noise / noise_unit, 1.0 / MOST_NOISE, MOST_NOISE), 1.0)
         ratio_spread = start.half_spread((data - offset) / (unit * relative), good)
         weight = jnp.where(good, 1.0 / relative, 0.0).astype(dtype)
         log_noise = jnp.sum(jnp.log(relative))
