@@ -50,13 +50,15 @@ run: $(INSTALLED)
 	@$(VENV) -m snakemake --workflow-profile profiles/$(PROFILE) $(ARGS)
 	$(if $(ARGS),,@$(VENV) -c "$(UP_TO_DATE)")
 
+# A file is tested by one worker: what its tests share, whole runs and a cluster among it, is made once. Marks of
+# pytest-xdist for groups do nothing with pytest 9.2.
 test: $(INSTALLED)
 	$(VENV) -m ruff check
 	$(VENV) -m ruff format --check
 	$(VENV) -m snakefmt --check Snakefile workflow
 	$(VENV) -m mypy
 	$(VENV) docs/tables.py --check
-	$(VENV) -m pytest --numprocesses logical --maxprocesses 8 --dist loadgroup $(ARGS)
+	$(VENV) -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile $(ARGS)
 
 bench: .venv/installed
 	$(VENV) -m benchmarks.bench $(ARGS)

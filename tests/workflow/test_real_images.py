@@ -12,8 +12,6 @@ from astropy.io import fits
 
 from tests.workflow.runs import configure, read, snakemake
 
-pytestmark = pytest.mark.xdist_group("real images")
-
 CODECS = ("m13", "m13_gzip", "m13_hcomp", "m13_plio", "m13_rice")
 IDENTITY = ("image_id", "file", "hdu")
 CENTRE = 31  # of a ZTF stamp: the pixel that the alert's position is rounded to
@@ -101,9 +99,6 @@ def test_difference_stamps_lie_where_the_alerts_say(scale, limit, tables, listed
 
 # ---- images that break readers --------------------------------------------------------------------------------------
 
-# Images of many sizes: most of the time goes to compiling, beside the other run where there are cores.
-nasty = pytest.mark.xdist_group("nasty images")
-
 
 @pytest.fixture(scope="module")
 def nasty_tables(shared_data, tmp_path_factory) -> dict[str, np.ndarray]:
@@ -119,7 +114,6 @@ def planes(file: Path) -> dict[int, int]:
     return {number: math.prod(shape[:-2]) for number, shape in shapes.items() if len(shape) > 1 and math.prod(shape)}
 
 
-@nasty
 def test_nasty_files_end_as_rows_or_reasons(nasty_tables, shared_data):
     files = sorted((shared_data / "nasty").iterdir())
     wanted = {file.name: {} if file.name in NO_FITS else planes(file) for file in files}
@@ -134,7 +128,6 @@ def test_nasty_files_end_as_rows_or_reasons(nasty_tables, shared_data):
         assert len(reason.split()) > 3, reason
 
 
-@nasty
 @pytest.mark.parametrize(("name", "images"), [("testUS.fits", 1), ("test_multiF.fits", 12)])
 def test_compression_changes_no_bit_of_a_row(name, images, nasty_tables):
     rows = nasty_tables["catalogue"]

@@ -31,9 +31,6 @@ from tests.workflow.runs import (
     times,
 )
 
-# The runs below are shared by tests: one worker does them all.
-pytestmark = pytest.mark.xdist_group("workflow")
-
 SIMULATED = {"simulated": {"count": 12, "shape": [16, 16]}, "shard_size": 6}
 ODD_NAMES = ("plain.fits", "two words.fits", "b [1] {shard}.fits", "quote'\"$(x);&.fits", "été.fit", "-dash.fts")
 

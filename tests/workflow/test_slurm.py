@@ -15,8 +15,6 @@ import pytest
 
 from tests.workflow.runs import assert_identical, command, configure, times
 
-pytestmark = pytest.mark.xdist_group("slurm")
-
 CONFIG = {"simulated": {"count": 9, "shape": [16, 16]}, "shard_size": 3}
 # A fit has a minute, the least that SLURM knows, and then more than it can need on a busy machine.
 LIMITS, FIRST, SECOND = "fit:runtime=10*attempt-9", "00:01:00", "00:11:00"
