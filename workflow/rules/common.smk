@@ -35,6 +35,13 @@ def complete(config):
 
 complete(config)
 
+
+onstart:
+    # For a limit of 100 starts a second Snakemake 9.27 goes through its jobs once a second for each job that has ended:
+    # after two hundred it does nothing else.
+    workflow.scheduler.job_rate_limiter = None
+
+
 RESULTS = Path(config["results"])
 STACK = RESULTS / "simulated" / "{index}.fits"
 TRUTH = RESULTS / "simulated" / "{index}.truth.fits"
