@@ -19,7 +19,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     stem = f"{path.name}.{platform.node()}-"
     for left in path.parent.glob(f"{glob.escape(stem)}*.tmp"):
         process = left.name.removeprefix(stem).removesuffix(".tmp")
-        if process.isdecimal() and not _runs(int(process)):
+        if process.isdecimal() and not runs(int(process)):
             left.unlink(missing_ok=True)
     temporary = path.with_name(f"{stem}{os.getpid()}.tmp")
     try:
@@ -31,7 +31,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _runs(process: int) -> bool:
+def runs(process: int) -> bool:
     """Whether a process with this number runs on this machine."""
     try:
         os.kill(process, 0)  # signal 0 asks, and does nothing

@@ -1,16 +1,17 @@
 """The process of a job: its log, and where and how JAX runs in it. Not imported by anything that computes."""
 
 import atexit
+import glob
 import logging
 import os
+import platform
 import shutil
 import signal
 import sys
-import tempfile
 from pathlib import Path
 from types import TracebackType
 
-from pipeline.files import replacing
+from pipeline.files import replacing, runs
 
 LOG = logging.getLogger("pipeline")
 
@@ -68,11 +69,11 @@ def start_jax(*, threads: int, gpu: int, cache: str | Path) -> str:
     import jax  # here, because jobs that do not compute should not spend a second on it
 
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_compilation_cache_dir", _own_cache(os.environ.get("JAX_COMPILATION_CACHE_DIR", cache)))
+    jax.config.update("jax_compilation_cache_dir", _own_cache(Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", cache))))
     # The default limits leave out the many small programs, together as slow to compile as the large ones.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    # A folder in the other one, whose name would tell programs apart that are the same.
+    # A folder in that one, whose name would tell programs apart that are the same.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     if gpu == 0:
         jax.config.update("jax_platforms", "cpu")
@@ -91,24 +92,29 @@ def start_jax(*, threads: int, gpu: int, cache: str | Path) -> str:
     return str(device.device_kind)
 
 
-def _own_cache(cache: str | Path) -> str:
-    """A copy of the compile cache for this process, which when it ends adds what is new in it to ``cache``, whole.
+def _own_cache(shared: Path) -> str:
+    """A copy of the compile cache for this process, which when it ends adds what is new in it to the shared one, whole.
 
     JAX itself writes entries in place and never again: one cut short by a kill would be of no use to any later job.
     """
-    own, shared = Path(tempfile.mkdtemp(prefix="cauchyfit-")), Path(cache)
-    shared.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(shared, own, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.tmp"))
+    node = f"{platform.node()}-"
+    for left in shared.glob(f"{glob.escape(node)}*"):
+        process = left.name.removeprefix(node)
+        if process.isdecimal() and not runs(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+    own = shared / f"{node}{os.getpid()}"
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(parents=True)
+    for entry in shared.glob("*-cache"):
+        shutil.copyfile(entry, own / entry.name)
     atexit.register(_share, own, shared)
     return str(own)
 
 
 def _share(own: Path, shared: Path) -> None:
-    for entry in own.rglob("*"):
-        place = shared / entry.relative_to(own)
-        if entry.is_file() and not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(place) as temporary:
+    for entry in own.glob("*-cache"):
+        if not (shared / entry.name).exists():
+            with replacing(shared / entry.name) as temporary:
                 shutil.copyfile(entry, temporary)
     shutil.rmtree(own, ignore_errors=True)
 

@@ -86,6 +86,7 @@ def killed(folder: Path, reference: Path, victim: str, seconds: float) -> str:
         time.sleep(0.1)
     assert_identical(folder, reference)
     assert not times(folder, "**/*.tmp")
+    assert times(folder, "cache/*").keys() == times(folder, "cache/*-cache").keys()
     return f"| {victim} | {seconds:.1f} | {doing} | {len(finished)} | {len(again)} |"
 
 
