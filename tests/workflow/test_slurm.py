@@ -16,8 +16,8 @@ import pytest
 from tests.workflow.runs import assert_identical, command, configure, times
 
 CONFIG = {"simulated": {"count": 9, "shape": [16, 16]}, "shard_size": 3}
-# A fit has a minute, the least that SLURM knows, and then more than it can need on a busy machine.
-LIMITS, FIRST, SECOND = "fit:runtime=10*attempt-9", "00:01:00", "00:11:00"
+# A small fit's time limits, which grow with the attempt, and the least that SLURM knows.
+FIRST, SECOND, LEAST = "00:10:00", "00:20:00", "00:01:00"
 PATIENCE = 600  # seconds
 DAEMONS = ("munged", "slurmctld", "slurmd")
 PATH = f"{os.environ['PATH']}:/usr/sbin"
@@ -59,10 +59,11 @@ def free_ports() -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def wait(event, what: str, seconds: float = PATIENCE):
-    """What ``event()`` gives, once it is true."""
+def wait(event, what: str, run: subprocess.Popen, seconds: float = PATIENCE):
+    """What ``event()`` gives, once it is true; ``run`` must last until then."""
     end = time.monotonic() + seconds
     while not (result := event()):
+        assert run.poll() is None, f"{run.args} ended before: {what}"
         assert time.monotonic() < end, f"after {seconds} s still not: {what}"
         time.sleep(0.2)
     return result
@@ -111,6 +112,7 @@ def cluster(tmp_path_factory) -> Iterator[None]:
             wait(
                 lambda: "idle" in subprocess.run(idle, capture_output=True, text=True, check=False).stdout,
                 f"the node idle, see {log.name}",
+                running[-1],
                 60,
             )
             yield
@@ -134,17 +136,18 @@ def fits(state: str, limit: str, shard: str = "") -> list[Job]:
     return [job for job in jobs() if job["Comment"].startswith(shard or "rule_fit_") and wanted.items() <= job.items()]
 
 
-def stop(job: Job) -> None:
-    """Stop all processes of a job, so that it lasts until its time is up."""
+def hold(job: Job, run: subprocess.Popen) -> None:
+    """Stop all processes of a job, so that it lasts until its time is up, and let that be soon."""
 
     def processes() -> list[str]:
         """None for a moment after SLURM calls the job running."""
         listed = subprocess.run(["scontrol", "listpids", job["JobId"]], capture_output=True, text=True, check=False)
         return listed.stdout.splitlines()[1:]
 
-    for line in wait(processes, "the processes of a job"):
+    for line in wait(processes, "the processes of a job", run):
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(line.split()[0]), signal.SIGSTOP)
+    subprocess.run(["scontrol", "update", f"JobId={job['JobId']}", "TimeLimit=1"], check=True)
 
 
 def on_slurm(folder: Path, *arguments: str) -> list[str]:
@@ -185,14 +188,16 @@ class Runs(NamedTuple):
 def runs(cluster, tmp_path_factory) -> Runs:
     """Of three fits one is cancelled and one runs out of its time; when this one runs again the driver is killed."""
     local, slurm, gpu = (configure(tmp_path_factory.mktemp(name) / "run", CONFIG) for name in ("local", "slurm", "gpu"))
-    words = on_slurm(slurm, "--set-resources", LIMITS)
+    words = on_slurm(slurm)
     with started(words, slurm) as run:
-        late, cancelled, _ = wait(lambda: len(found := fits("RUNNING", FIRST)) == 3 and found, "three fits running")
-        stop(late)
+        late, cancelled, _ = wait(
+            lambda: len(found := fits("RUNNING", FIRST)) == 3 and found, f"three fits running, see {slurm}", run
+        )
+        hold(late, run)
         subprocess.run(["scancel", cancelled["JobId"]], check=True)
         with started(command(local), local):
-            wait(lambda: fits("TIMEOUT", FIRST, late["Comment"]), "a job out of time")
-            wait(lambda: fits("RUNNING", SECOND, late["Comment"]), "the job running again")
+            wait(lambda: fits("TIMEOUT", LEAST, late["Comment"]), "a job out of time", run)
+            wait(lambda: fits("RUNNING", SECOND, late["Comment"]), "the job running again", run)
             run.kill()
             killed = len(jobs())
     with started(words, slurm):
@@ -212,11 +217,11 @@ def test_a_run_on_slurm_gives_the_same_bits_whatever_happens_to_it(runs):
     assert not times(runs.slurm, "**/*.tmp")
 
 
-@pytest.mark.parametrize(("which", "state"), [("late", "TIMEOUT"), ("cancelled", "CANCELLED")])
-def test_what_is_lost_is_submitted_again_with_more_time_and_memory(runs, which, state):
+@pytest.mark.parametrize(("which", "end"), [("late", ("TIMEOUT", LEAST)), ("cancelled", ("CANCELLED", FIRST))])
+def test_what_is_lost_is_submitted_again_with_more_time_and_memory(runs, which, end):
     shard = getattr(runs, which)["Comment"]
     first, second, *_ = (job for job in runs.jobs if job["Comment"] == shard)
-    assert (first["JobState"], first["TimeLimit"]) == (state, FIRST)
+    assert (first["JobState"], first["TimeLimit"]) == end
     assert (second["JobState"], second["TimeLimit"]) == ("COMPLETED", SECOND)
     assert (first["MinMemoryNode"], second["MinMemoryNode"]) == ("2000M", "4000M")
 
