@@ -15,6 +15,7 @@ newton       one step of the minimiser; knows no images
 slots        many iterations of different length at once
 uncertainty  four covariances, errors of derived quantities
 quality      what a fit says about itself, flags
+program      the compiled fit of a queue of images of one shape
 fit          stacks of images -> rows and covariances
 sky          pixel <-> sky, beam
 catalogue    parts and catalogue in HDF5

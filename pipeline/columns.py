@@ -135,6 +135,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("outlier_fraction", "f8", "", "share of used pixels with |residual| > 10 half-widths", "quality"),
     Column("misfit", "f8", "", "residuals under the source against those around it, in standard deviations", "quality"),
     Column("condition", "f8", "", "condition number (1-norm) of the Hessian scaled to unit diagonal", "quality"),
+    Column(
+        "noise_fwhm",
+        "f8",
+        "pix",
+        "FWHM of the Gaussian that smooths the noise; NaN = noise not correlated",
+        "quality",
+    ),
     Column("flags", "i8", "", "bits, see flag_bits; 0 = good", "quality"),
 )
 

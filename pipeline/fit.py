@@ -1,20 +1,16 @@
-"""Images in, catalogue columns out: the one place where the mathematics of one image is lifted to stacks.
+"""Images in, catalogue columns out: stacks of any length and size, for `pipeline.program`.
 
-Each image is brought to working units (background near 0, spread near 1; a power of two, so that nothing is rounded)
-and given a first guess (`prepare`), minimised in slots (`minimise`), and given its covariances, in the image's own
-units (`solution`), derived quantities and flags (`describe`). Images are padded with unused pixels to a few sizes and
-fitted in batches of one shape, so few programs are compiled, and the numbers of a row depend on nothing but its own
-pixels.
+Images are padded with unused pixels to a few sizes and fitted in batches of one shape, so few programs are compiled,
+and the numbers of a row depend on nothing but its own pixels.
 """
-
-import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pipeline import columns, likelihood, model, moments, newton, quality, slots, start, uncertainty
+from pipeline import columns, program
+from pipeline.correlation import WIDEST, reach_of, round_kernel
+from pipeline.program import FitResult
 
 #: Sides [pixel] to which images are padded.
 SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
@@ -22,343 +18,6 @@ SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
 #: is to stay in its cache (16 or 48 images of 32 x 32 are no faster than 32); an accelerator wants to be full.
 BATCH_PIXELS, MAX_BATCH, QUEUE_PIXELS = 1 << 15, 32, 1 << 21
 ACCELERATOR_PIXELS, ACCELERATOR_BATCH, ACCELERATOR_QUEUE = 1 << 23, 1 << 13, 1 << 26
-BURST = 2  # steps between two looks at which slots are done
-LEAST_SCALE = 1e-3  # to start from, in working units
-MOST_NOISE = 1e6  # times that of the quieter pixels: beyond it a pixel is not used, it only says that it knows nothing
-WILD = 1e12  # working units: where pixels are cut off
-
-
-class FitResult(NamedTuple):
-    """The fit of one image, or of n images with a leading axis n.
-
-    params : (p,) fitted parameters in the order of `columns.parameter_names`. covariances : four (p, p), in the order
-    of `columns.COVARIANCES`. derived, derived_err : (6,), the order of `columns.DERIVED`. origin : (2,) start x0, y0.
-    The rest are scalars, see `columns.COLUMNS`.
-    """
-
-    params: jax.Array
-    errors: jax.Array
-    covariances: tuple[jax.Array, ...]
-    derived: jax.Array
-    derived_err: jax.Array
-    origin: jax.Array
-    nll: jax.Array
-    n_steps: jax.Array
-    n_pixels: jax.Array
-    snr: jax.Array
-    outlier_fraction: jax.Array
-    misfit: jax.Array
-    condition: jax.Array
-    flags: jax.Array
-
-
-def _power_of_two(value):
-    """The power of two above a positive number: to divide by it rounds nothing."""
-    return jnp.ldexp(jnp.ones_like(value), jnp.frexp(value)[1])
-
-
-class Dials(NamedTuple):
-    """Settings that are numbers to the compiled program, so that turning one compiles nothing anew.
-
-    level : held background [image unit]. scale : held scale. tolerance, max_steps : as in the config section ``fit``.
-    chosen : place of the covariance behind the errors in `columns.COVARIANCES`.
-    """
-
-    level: jax.Array
-    scale: jax.Array
-    tolerance: jax.Array
-    max_steps: jax.Array
-    chosen: jax.Array
-
-
-class Problem(NamedTuple):
-    """What the minimiser is given of one image.
-
-    image : likelihood.Image in working units. n : number of used pixels. start : (q,) free vector. target : logarithm
-    of the scale at which the continuation ends. max_steps : 0 where pixels are too few.
-    """
-
-    image: likelihood.Image
-    n: jax.Array
-    start: jax.Array
-    target: jax.Array
-    max_steps: jax.Array
-
-
-class Units(NamedTuple):
-    """What leads from working units back to those of the image; scalars.
-
-    unit : of pixel values. scale_unit : of the scale. log_noise : sum of the logarithms of the noise map, in working
-    units. offset : background taken off. first_scale : guess of the scale, in working units. enough : whether there are
-    pixels enough to fit. degenerate : whether more than half are equal.
-    """
-
-    unit: jax.Array
-    scale_unit: jax.Array
-    log_noise: jax.Array
-    offset: jax.Array
-    first_scale: jax.Array
-    enough: jax.Array
-    degenerate: jax.Array
-
-
-def prepare(data, mask, noise, dials: Dials, *, n_background: int, fit_scale: bool, precision: str):
-    """Working units and first guess of one image; traced by JAX, never raises.
-
-    Parameters
-    ----------
-    data : float64 array (ny, nx)
-        Image; anything where masked.
-    mask : bool array (ny, nx)
-        True = not used.
-    noise : float64 array (ny, nx) or None
-        1-sigma map that multiplies the scale; None = 1 everywhere, in image units.
-    dials : Dials
-    n_background : int
-        Fitted parameters of the background: 0 (held at ``dials.level``), 1 (constant) or 3 (plane).
-    fit_scale : bool
-        Whether the scale is fitted, or held at ``dials.scale``.
-    precision : str
-        Floating-point type of the pixels in the minimiser.
-
-    Returns
-    -------
-    Problem, Units
-    """
-    dtype = precision
-    good = ~mask & jnp.isfinite(data)
-    if noise is not None:
-        good &= jnp.isfinite(noise) & (noise > 0)
-        # The quieter pixels set the unit: amplitudes are compared with their noise.
-        typical = start.quantiles(jnp.where(good, noise, 1.0), good, (0.25, 0.5, 0.75))[0]
-        noise_unit = _power_of_two(jnp.where(jnp.any(good), typical, 1.0))
-        relative = jnp.maximum(noise / noise_unit, 1.0 / MOST_NOISE)
-        good &= relative <= MOST_NOISE
-        relative = jnp.where(good, relative, 1.0)
-    n = jnp.sum(good, dtype=jnp.int32).astype(float)
-    enough = n >= 2 * (6 + n_background + fit_scale)
-    data = jnp.where(good, data, 0.0)
-
-    low, middle, high = start.quantiles(data, good, (0.25, 0.5, 0.75))
-    offset = middle if n_background else dials.level
-    half_spread = 0.5 * (high - low)
-    mean_deviation = jnp.sum(jnp.where(good, jnp.abs(data - offset), 0.0)) / jnp.maximum(n, 1.0)
-    spread = jnp.where(half_spread > 0, half_spread, jnp.where(mean_deviation > 0, mean_deviation, 1.0))
-    near = good & (jnp.abs(data - middle) <= start.ACCURACY * half_spread)
-    unit = _power_of_two(spread)
-    if noise is None:
-        weight, noise_unit, ratio_spread = good.astype(dtype), jnp.ones_like(unit), half_spread / unit
-        log_noise = jnp.zeros_like(unit)
-    else:
-        ratio_spread = start.half_spread((data - offset) / (unit * relative), good)
-        weight = jnp.where(good, 1.0 / relative, 0.0).astype(dtype)
-        log_noise = jnp.sum(jnp.log(relative))
-    scale_unit = unit / noise_unit
-    image = likelihood.Image(
-        # A wild pixel weighs nothing wherever it is, but its square must not overflow.
-        data=jnp.clip(jnp.where(good, data - offset, 0.0) / unit, -WILD, WILD).astype(dtype),
-        weight=weight,
-        origin=jnp.zeros(2),
-    )
-    # A scale of zero has no likelihood.
-    first_scale = jnp.maximum(ratio_spread, LEAST_SCALE)
-    source = start.guess(image, first_scale)
-    target = first_scale if fit_scale else dials.scale / scale_unit
-    wide = jnp.maximum(target, start.WIDE * jnp.abs(source[2]))
-    problem = Problem(
-        image=image._replace(origin=source[:2]),
-        n=n,
-        start=likelihood.to_free(jnp.concatenate([source, jnp.zeros(n_background), wide[None]])),
-        target=jnp.log(target),
-        max_steps=jnp.where(enough, dials.max_steps, 0),
-    )
-    degenerate = 2 * jnp.sum(near, dtype=jnp.int32) > jnp.sum(good, dtype=jnp.int32)
-    return problem, Units(unit, scale_unit, log_noise, offset, first_scale, enough, degenerate)
-
-
-def _valid(free):
-    """Whether the Gaussian at ``free`` is bounded."""
-    return free[5] ** 2 + 0.25 * free[4] ** 2 < 1.0
-
-
-def _rounding(free, precision):
-    """What rounding leaves uncertain in a residual over its half-width."""
-    return float(jnp.finfo(precision).eps) * (1.0 + jnp.abs(free[2]) * jnp.exp(-free[-1]))
-
-
-def minimise(problems: Problem, count, dials: Dials, *, fit_scale: bool, precision: str, batch: int):
-    """The free vectors of a queue of problems, whether they converged, and the number of steps.
-
-    Returns arrays (length, q), bool (length,), int (length,).
-    """
-
-    def step(problem, state):
-        def evaluate(place, log_scale, exact):
-            return moments.step(place, problem.image, problem.n, log_scale, exact, fit_scale=fit_scale)
-
-        def rounding(place):
-            return _rounding(place, precision)
-
-        return newton.step(state, evaluate, _valid, problem.target, tolerance, rounding)
-
-    # The last move squares what is left, or nearly so; `solution` looks whether it did.
-    tolerance = jnp.maximum(dials.tolerance, 0.03 * jnp.sqrt(dials.tolerance))
-    results = slots.run(
-        problems,
-        count,
-        begin=lambda problem: newton.begin(problem.start, problem.target, fit_scale),
-        step=step,
-        going=lambda problem, state: newton.going(state, problem.max_steps),
-        result=lambda state: jnp.stack(
-            [*newton.place(state, _valid), state.converged.astype(float), state.n_steps.astype(float)]
-        ),
-        slots=batch,
-        burst=BURST,
-    )
-    return results[:, :-2], results[:, -2] > 0, results[:, -1].astype(int)
-
-
-class Solution(NamedTuple):
-    """A solution in the units of its image, p parameters fitted of q = 6 + background + scale.
-
-    public : (q,) parameters. errors : (p,). covariances : four (p, p). converged, positive, enough, degenerate,
-    peak_used : bools for the flags, see `quality.flags`. The rest are columns of the catalogue.
-    """
-
-    public: jax.Array
-    errors: jax.Array
-    covariances: tuple[jax.Array, ...]
-    origin: jax.Array
-    nll: jax.Array
-    n_steps: jax.Array
-    n_pixels: jax.Array
-    outlier_fraction: jax.Array
-    misfit: jax.Array
-    condition: jax.Array
-    converged: jax.Array
-    positive: jax.Array
-    enough: jax.Array
-    degenerate: jax.Array
-    peak_used: jax.Array
-
-
-def solution(found, problem: Problem, units: Units, shape, dials: Dials, *, fit_scale: bool) -> Solution:
-    """Covariances of one image, and everything in its own units, from what `minimise` found.
-
-    A last Newton step takes away what the tolerance has left. NaN where something could not be done. shape : int array
-    (2,), ny, nx before padding.
-    """
-    free, stopped, n_steps = found
-    q = free.shape[0]
-    p, n_background = q - (not fit_scale), q - 7
-    n, unit, enough = problem.n, units.unit, units.enough
-    image = problem.image
-    four = uncertainty.covariances(free, image, n, fit_scale)
-    positive = jnp.all(jnp.isfinite(four.hessian))
-    left = newton.fraction(four.decrement, _rounding(free, image.data.dtype), four.spread)
-    converged = stopped & positive & (left <= dials.tolerance)
-    outliers, misfit = quality.residuals(list(free), image, n)
-    public = likelihood.to_public(free).at[:p].add(jnp.where(converged, -four.newton_step, 0.0))
-
-    # Back to the image's own units, all linear.
-    size = jnp.ones(q).at[2].set(unit).at[6 : 6 + n_background].set(unit).at[-1].set(units.scale_unit)
-    size_of_data = jnp.maximum(jnp.abs(public[2]), units.first_scale)
-    degenerate = units.degenerate | (fit_scale & (public[-1] < columns.MIN_SCALE * size_of_data))
-    public = public * size
-    if n_background:
-        public = public.at[6].add(units.offset)
-    nan = jnp.where(enough, 0.0, jnp.nan)
-    size = size[:p]
-    working = [getattr(four, kind) + nan for kind in columns.COVARIANCES]
-    return Solution(
-        public=public + nan,
-        # Roots before units: the square of a small unit may vanish.
-        errors=jnp.sqrt(jnp.diag(jnp.stack(working)[dials.chosen])) * size,
-        covariances=tuple(matrix * size[:, None] * size[None, :] for matrix in working),
-        origin=image.origin + nan,
-        nll=four.nll + units.log_noise + n * jnp.log(unit) + nan,
-        n_steps=jnp.where(enough, n_steps, 0),
-        n_pixels=n.astype(int),
-        outlier_fraction=outliers + nan,
-        misfit=misfit + nan,
-        condition=quality.condition(four.hessian_matrix, four.hessian) + nan,
-        converged=converged,
-        positive=positive,
-        enough=enough,
-        degenerate=degenerate,
-        peak_used=quality.peak_used(public, image, shape),
-    )
-
-
-def describe(found: Solution, shape, dials: Dials) -> FitResult:
-    """What is derived from a solution, with errors; and its flags. shape : int array (2,), ny, nx before padding."""
-    chosen = jnp.stack(found.covariances)[dials.chosen][:6, :6]
-    (*derived, _), (*derived_err, e_err) = uncertainty.propagate(
-        lambda source: jnp.concatenate([model.derived(source), model.ellipticity(source)[None]]),
-        found.public[:6],
-        chosen,
-    )
-    p = found.errors.shape[0]
-    return FitResult(
-        params=found.public[:p],
-        errors=found.errors,
-        covariances=found.covariances,
-        derived=jnp.stack(derived),
-        derived_err=jnp.stack(derived_err),
-        origin=found.origin,
-        nll=found.nll,
-        n_steps=found.n_steps,
-        n_pixels=found.n_pixels,
-        snr=jnp.abs(found.public[2]) / found.errors[2],
-        outlier_fraction=found.outlier_fraction,
-        misfit=found.misfit,
-        condition=found.condition,
-        flags=quality.flags(found, e_err, shape),
-    )
-
-
-def _batches(function, stacks, count, batch: int):
-    """``function`` of one image, over the first ``count`` of stacks (length, ...), ``batch`` at a time."""
-    shapes = jax.eval_shape(function, jax.tree.map(lambda stack: stack[0], stacks))
-    length = jax.tree.leaves(stacks)[0].shape[0]
-    empty = jax.tree.map(lambda leaf: jnp.zeros((length, *leaf.shape), leaf.dtype), shapes)
-
-    def put(i, results):
-        part = jax.tree.map(lambda stack: jax.lax.dynamic_slice_in_dim(stack, i * batch, batch), stacks)
-        return jax.tree.map(
-            lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, i * batch, 0),
-            results,
-            jax.vmap(function)(part),
-        )
-
-    return jax.lax.fori_loop(0, (count + batch - 1) // batch, put, empty)
-
-
-@functools.cache
-def _program(*, batch: int, n_background: int, fit_scale: bool, precision: str):
-    """The compiled fit of a queue: (data, mask, noise or None, shape), each with axis length; images in it; `Dials`."""
-
-    def program(images, count, dials):
-        data, mask, noise, shapes = images
-
-        def first(one):
-            data, mask, noise = one
-            return prepare(
-                data, mask, noise, dials, n_background=n_background, fit_scale=fit_scale, precision=precision
-            )
-
-        problems, units = _batches(first, (data, mask, noise), count, batch)
-        found = minimise(problems, count, dials, fit_scale=fit_scale, precision=precision, batch=batch)
-
-        def last(one):
-            found, problem, unit, shape = one
-            return solution(found, problem, unit, shape, dials, fit_scale=fit_scale)
-
-        solutions = _batches(last, (found, problems, units, shapes), count, batch)
-        # Apart, lest the compiler mixes it with the above in ways that let the last bit depend on the place in a batch.
-        return _batches(lambda one: describe(one[0], one[1], dials), (solutions, shapes), count, batch)
-
-    return jax.jit(program)
 
 
 def padded_side(size: int) -> int:
@@ -377,6 +36,16 @@ def _batch_and_length(area: int) -> tuple[int, int]:
     return batch, batch * max(1, (QUEUE_PIXELS if here else ACCELERATOR_QUEUE) // (batch * area))
 
 
+def _kernels(correlation: str | float, length: int):
+    """Kernels (length, 3) of the correlated noise, or None, and how far it reaches; see `pipeline.correlation`."""
+    if correlation == "none":
+        return None, 0
+    if correlation == "estimate":
+        return np.full((length, 3), np.nan), reach_of(WIDEST)
+    kernel = round_kernel(correlation)
+    return np.broadcast_to(kernel, (length, 3)), reach_of(correlation)
+
+
 def fit_stack(
     data,
     mask=None,
@@ -385,6 +54,7 @@ def fit_stack(
     background="constant",
     scale="fit",
     uncertainty="pooled",
+    correlation="none",
     precision="float64",
     tolerance=1e-6,
     max_steps=100,
@@ -399,7 +69,7 @@ def fit_stack(
         True = pixel not used.
     noise_map : array (n, ny, nx), optional
         1-sigma map; the half-width of a pixel's noise is ``scale`` times it.
-    background, scale, uncertainty, precision, tolerance, max_steps
+    background, scale, uncertainty, correlation, precision, tolerance, max_steps
         The config section ``fit``.
 
     Returns
@@ -425,8 +95,11 @@ def fit_stack(
     batch, length = _batch_and_length(sides[0] * sides[1])
     names = columns.parameter_names(background, scale)
     fit_scale = "scale" in names
-    program = _program(batch=batch, n_background=len(names) - 6 - fit_scale, fit_scale=fit_scale, precision=precision)
-    dials = Dials(
+    kernels, reach = _kernels(correlation, length)
+    compiled = program.compiled(
+        batch=batch, n_background=len(names) - 6 - fit_scale, fit_scale=fit_scale, precision=precision, reach=reach
+    )
+    dials = program.Dials(
         level=jnp.asarray(0.0 if isinstance(background, str) else background, float),
         scale=jnp.asarray(jnp.nan if fit_scale else scale, float),
         tolerance=jnp.asarray(tolerance, float),
@@ -441,13 +114,16 @@ def fit_stack(
         block[: len(part), :ny, :nx] = part
         return block
 
+    if mask is None:
+        mask = np.broadcast_to(False, data.shape)
+
     results: list = []
     # An empty stack still runs once, for the shapes of nothing.
     for low in range(0, max(n, 1), length):
         pixels = padded(data, low, np.float64, np.nan)
-        hidden = padded(np.zeros(data.shape, bool) if mask is None else mask, low, bool, True)
+        hidden = padded(mask, low, bool, True)
         noise = None if noise_map is None else padded(noise_map, low, np.float64, np.nan)
-        results.append(program((pixels, hidden, noise, shapes), jnp.asarray(min(length, n - low)), dials))
+        results.append(compiled((pixels, hidden, noise, shapes, kernels), jnp.asarray(min(length, n - low)), dials))
 
     def join(*parts):
         whole = np.concatenate([np.asarray(part) for part in parts])[:n]
@@ -476,7 +152,7 @@ def fit_rows(data, mask=None, noise_map=None, **settings) -> tuple[dict[str, np.
         rows[name], rows[f"{name}_err"] = np.asarray(result.params[:, i]), np.asarray(result.errors[:, i])
     for i, name in enumerate(columns.DERIVED):
         rows[name], rows[f"{name}_err"] = np.asarray(result.derived[:, i]), np.asarray(result.derived_err[:, i])
-    for name in ("nll", "n_steps", "n_pixels", "snr", "outlier_fraction", "misfit", "condition", "flags"):
+    for name in ("nll", "n_steps", "n_pixels", "snr", "outlier_fraction", "misfit", "condition", "noise_fwhm", "flags"):
         rows[name] = np.asarray(getattr(result, name))
     rows["x0_start"], rows["y0_start"] = np.asarray(result.origin).T
     return rows, dict(zip(columns.COVARIANCES, map(np.asarray, result.covariances), strict=True))

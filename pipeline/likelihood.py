@@ -1,6 +1,6 @@
 """The Cauchy negative log-likelihood of one image, and its exact derivatives.
 
-Everything here is one image in exact mathematics; `pipeline.fit` lifts it to stacks. Automatic differentiation
+Everything here is one image in exact mathematics; `pipeline.program` lifts it to stacks. Automatic differentiation
 is the definition of every derivative.
 
 Parameters of the fit, the *free vector*: ``x0, y0, amp, log sigma, rho, diff``, then ``background`` (constant) or

@@ -24,6 +24,10 @@ TILE_PIXELS = 1 << 15  # most pixels taken at once
 LARGEST = 1e18  # residual over half-width, whose square still is a float32 number, and the product of 8 a float64 one
 
 Polynomial = dict[tuple[int, int], jax.Array]  # coefficients of X^i Y^j
+LINEAR = ((0, 0), (1, 0), (0, 1))
+
+#: Some accelerators else take float32 for less than it is.
+_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 class Frame(NamedTuple):
@@ -106,20 +110,20 @@ def total(function, at: Frame, image: Image):
     if ny * nx > TILE_PIXELS:
         rows = max([8 * k for k in range(1, 1 + TILE_PIXELS // (8 * nx)) if ny % (8 * k) == 0], default=math.gcd(ny, 8))
     if rows == ny:
-        return function(_tile(at, image.data, image.weight, 0))
+        return function(tile(at, image.data, image.weight, 0))
 
     def add(sums, block):
         data, weight, first = block
-        new = function(_tile(at, data, weight, first))
+        new = function(tile(at, data, weight, first))
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, new), None
 
     blocks = (image.data.reshape(-1, rows, nx), image.weight.reshape(-1, rows, nx), rows * jnp.arange(ny // rows))
-    shapes = jax.eval_shape(lambda: function(_tile(at, image.data[:rows], image.weight[:rows], 0)))
+    shapes = jax.eval_shape(lambda: function(tile(at, image.data[:rows], image.weight[:rows], 0)))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, at.x0.dtype), shapes)
     return jax.lax.scan(add, zeros, blocks)[0]
 
 
-def _tile(at: Frame, data, weight, first) -> Tile:
+def tile(at: Frame, data, weight, first) -> Tile:
     rows, nx = data.shape
     dtype = data.dtype
     x, y = jnp.arange(nx, dtype=at.x0.dtype), (first + jnp.arange(rows)).astype(at.x0.dtype)
@@ -129,7 +133,7 @@ def _tile(at: Frame, data, weight, first) -> Tile:
     shape = jnp.exp(-0.5 * quadratic)
     predicted = at.amp.astype(dtype) * shape
     if at.level:
-        plane = [sum(c * poly.get(key, 0.0) for c, poly in zip(at.level, at.ground, strict=True)) for key in _LINEAR]
+        plane = [sum(c * poly.get(key, 0.0) for c, poly in zip(at.level, at.ground, strict=True)) for key in LINEAR]
         predicted = predicted + plane[0].astype(dtype)
         if len(at.level) > 1:
             predicted = predicted + (plane[1].astype(dtype) * x)[None, :] + (plane[2].astype(dtype) * y)[:, None]
@@ -140,16 +144,9 @@ def _tile(at: Frame, data, weight, first) -> Tile:
     return Tile(_powers(x), _powers(y), shape, weight, h, t, v, square * v)
 
 
-_LINEAR = ((0, 0), (1, 0), (0, 1))
-
-
 def _powers(x):
     square = x * x
     return jnp.stack([jnp.ones_like(x), x, square, square * x, square * square], axis=-1)
-
-
-#: Some accelerators else take float32 for less than it is.
-_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def table(weights, tile: Tile, degree=4):
@@ -177,7 +174,7 @@ def multiply(a: Polynomial, b: Polynomial) -> Polynomial:
     return product
 
 
-def mean(poly: Polynomial, moments):
+def integral(poly: Polynomial, moments):
     """The sum over the pixels of a weight map times a polynomial, from the map's moments."""
     return sum(value * moments[j, i].astype(jnp.float64) for (i, j), value in poly.items())
 
@@ -204,12 +201,12 @@ def products(at: Frame, moments: list) -> dict:
     lower = {}
     for i in range(6):
         for j in range(i + 1):
-            lower[i, j] = at.factors[i] * at.factors[j] * mean(multiply(at.slopes[i], at.slopes[j]), moments[0])
+            lower[i, j] = at.factors[i] * at.factors[j] * integral(multiply(at.slopes[i], at.slopes[j]), moments[0])
     for i, ground in enumerate(at.ground):
         for j in range(6):
-            lower[6 + i, j] = at.factors[j] * mean(multiply(ground, at.slopes[j]), moments[1])
+            lower[6 + i, j] = at.factors[j] * integral(multiply(ground, at.slopes[j]), moments[1])
         for j in range(i + 1):
-            lower[6 + i, 6 + j] = mean(multiply(ground, at.ground[j]), moments[2])
+            lower[6 + i, 6 + j] = integral(multiply(ground, at.ground[j]), moments[2])
     return lower
 
 
@@ -221,8 +218,8 @@ def slope_tables(weights, tile: Tile, at: Frame, degree=2) -> list:
 
 def slopes(at: Frame, moments: list) -> list:
     """sum w (d m / d p_i) from `slope_tables` of w, for source and background."""
-    source = [factor * mean(poly, moments[0]) for factor, poly in zip(at.factors, at.slopes, strict=True)]
-    return source + [mean(poly, moments[1]) for poly in at.ground]
+    source = [factor * integral(poly, moments[0]) for factor, poly in zip(at.factors, at.slopes, strict=True)]
+    return source + [integral(poly, moments[1]) for poly in at.ground]
 
 
 def curvatures(at: Frame, moments: list) -> dict:
@@ -230,7 +227,7 @@ def curvatures(at: Frame, moments: list) -> dict:
     lower = {}
     for i in range(6):
         for j in range(i + 1):
-            bend = mean(multiply(at.slopes[i], at.slopes[j]), moments) + mean(at.bends.get((i, j), {}), moments)
+            bend = integral(multiply(at.slopes[i], at.slopes[j]), moments) + integral(at.bends.get((i, j), {}), moments)
             lower[i, j] = bend if 2 in (i, j) else at.amp * bend
     return lower
 

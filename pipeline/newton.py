@@ -140,6 +140,11 @@ def begin(start, target, fit_scale: bool) -> State:
     )
 
 
+def _moved(state: State) -> list:
+    """The place of the next trial; a held scale stays."""
+    return [a - b for a, b in zip(state.free, state.move, strict=False)] + state.free[len(state.move) :]
+
+
 def step(state: State, evaluate, valid, target, tolerance, rounding) -> State:
     """One trial step, accepted or not, and the move of the next.
 
@@ -160,7 +165,7 @@ def step(state: State, evaluate, valid, target, tolerance, rounding) -> State:
     p = len(state.move)
     fit_scale = p == len(state.free)
     first = state.n_steps == 0
-    trial = [a - b for a, b in zip(state.free, state.move, strict=False)] + state.free[p:]
+    trial = _moved(state)
     shrunk = jnp.maximum(target, trial[-1] + jnp.where(first, 0.0, jnp.log(SHRINK)))
     log_scale = jnp.where(state.latched, trial[-1], shrunk)
     new = evaluate(trial, log_scale, state.wanted)
@@ -213,7 +218,7 @@ def step(state: State, evaluate, valid, target, tolerance, rounding) -> State:
 
 def place(state: State, valid) -> list:
     """Where a fit ends: the best place, after the last move if it converged. ``valid`` as in `step`."""
-    moved = [a - b for a, b in zip(state.free, state.move, strict=False)] + state.free[len(state.move) :]
+    moved = _moved(state)
     last = state.converged & valid(moved)
     return [jnp.where(last, a, b) for a, b in zip(moved, state.free, strict=True)]
 

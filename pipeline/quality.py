@@ -51,8 +51,8 @@ def peak_used(public, image: likelihood.Image, shape):
 def flags(found, ellipticity_error, shape):
     """Bits of `pipeline.columns.FLAGS` that the fit itself can tell. int64 ().
 
-    found : `pipeline.fit.Solution`; of its bools ``enough`` tells whether there are pixels enough to fit, ``positive``
-    whether the Hessian is positive definite, ``degenerate`` whether too many pixels are equal for a scale.
+    found : `pipeline.program.Solution`; of its bools ``enough`` tells whether there are pixels enough to fit,
+    ``positive`` whether the Hessian is positive definite, ``degenerate`` whether too many pixels are equal for a scale.
     shape : (2,) ny, nx of the image without its padding.
     """
     public, errors, enough = found.public, found.errors, found.enough

@@ -164,7 +164,7 @@ def guess(image: Image, scale):
     Parameters
     ----------
     image : Image
-        In working units: background near 0, spread of the pixels near 1 (see `pipeline.fit`).
+        In working units: background near 0, spread of the pixels near 1 (see `pipeline.program`).
     scale : array ()
         First guess of the half-width of the noise.
 

@@ -10,15 +10,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pipeline import likelihood, moments
+from pipeline import correlation, likelihood, moments
 from pipeline.newton import inverse
 
 
 class Covariances(NamedTuple):
     """Four covariances (p, p) of the fitted parameters; NaN where one is undefined. ``hessian_matrix`` is H itself.
 
-    ``nll`` is the value there, without what the noise map adds to it; ``newton_step`` (p,) H^-1 times the gradient,
-    what is left to the minimum, ``decrement`` half the gradient times that, and ``spread`` as in `moments.Step`.
+    ``kernel_fwhm`` tells how far noise is correlated, NaN = not asked. ``nll`` is the value there, without what the
+    noise map adds to it; ``newton_step`` (p,) H^-1 times the gradient, what is left to the minimum, ``decrement`` half
+    the gradient times that, and ``spread`` as in `moments.Step`.
     """
 
     pooled: jax.Array
@@ -26,6 +27,7 @@ class Covariances(NamedTuple):
     hessian: jax.Array
     fisher: jax.Array
     hessian_matrix: jax.Array
+    kernel_fwhm: jax.Array
     nll: jax.Array
     newton_step: jax.Array
     decrement: jax.Array
@@ -98,7 +100,7 @@ def sums(free, image: likelihood.Image, n) -> Sums:
     )
 
 
-def covariances(free, image: likelihood.Image, n, fit_scale: bool) -> Covariances:
+def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, reach: int = 0) -> Covariances:
     """The four covariances, in public parameters, at a solution.
 
     Parameters
@@ -110,6 +112,10 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool) -> Covariance
         Number of used pixels.
     fit_scale : bool
         Whether the scale is one of the p fitted parameters (p = q) or held (p = q - 1).
+    kernel : array (3,), optional
+        How the noise is correlated, see `pipeline.correlation`; NaN = to be found out. None = not at all.
+    reach : int
+        Up to how many pixels apart noise is correlated.
 
     Notes
     -----
@@ -118,6 +124,9 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool) -> Covariance
     h_i = M_i^T M^-1 M_i is the leverage and k is `inflation`. It is Huber's form (Robust Statistics, section 7.6) with
     the correction put where the leverage is, because a small source has only some 4 pi sigma^2 pixels of its own.
     The scale is uncorrelated with the rest for symmetric noise; its variance is that of a one-parameter M-estimator.
+    Where noise is correlated, sums over pixels become sums over pairs of them, M to P = sum corr(a_i, a_j) M_i M_j^T:
+    cov = [sum a^2 / (n - tr M^-1 P)] / mean(a')^2 * M^-1 P M^-1, with the same correction for leverage. The other
+    three covariances know nothing of it.
     """
     q = free.shape[0]
     p = q if fit_scale else q - 1
@@ -141,7 +150,15 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool) -> Covariance
         return moments.tables(square * square * leverage, tile, at)
 
     levered = dense(moments.products(at, moments.total(of, at, image)), q - 1)
-    middle = here.products + inflation(here.powers) * levered
+    correction = inflation(here.powers) * levered
+    if kernel is None:
+        paired, degrees, repeats, kernel_fwhm = here.products, n - p, 1.0, jnp.nan
+    else:
+        kernel = jnp.where(jnp.isnan(kernel), correlation.estimate(free, image, n), kernel)
+        paired, of_scale = correlation.pairs(free, image, kernel, reach)
+        degrees = n - jnp.sum(inverse_products * paired) - float(fit_scale)
+        repeats, kernel_fwhm = of_scale / n, correlation.kernel_fwhm(kernel)
+    middle = paired + correction
     # Log sigma and log scale to sigma and scale; what follows is linear in the derivatives.
     slope = jnp.ones(q, free.dtype).at[3].set(public[3]).at[-1].set(scale)
 
@@ -151,9 +168,9 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool) -> Covariance
 
     q1, q2 = here.powers[:2]
     # a^2 = 4 (s - s^2) / scale^2 and a' = (2 - 6 s + 4 s^2) / scale^2.
-    bracket = 4.0 * (q1 - q2) * n / (n - p) * (scale / (2.0 - 6.0 * q1 + 4.0 * q2)) ** 2
+    bracket = 4.0 * (q1 - q2) * n / degrees * (scale / (2.0 - 6.0 * q1 + 4.0 * q2)) ** 2
     # l = scale * d nll / d scale = 1 - 2 s for a pixel, and scale^2 * d2 nll / d scale^2 = 4 (s - s^2) - l.
-    variance = (1.0 - 4.0 * (q1 - q2)) / (n - p) / (6.0 * q1 - 4.0 * q2 - 1.0) ** 2
+    variance = repeats * (1.0 - 4.0 * (q1 - q2)) / degrees / (6.0 * q1 - 4.0 * q2 - 1.0) ** 2
     gradient = (here.gradient / slope)[:p]
     rest = hessian @ gradient
     return Covariances(
@@ -162,6 +179,7 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool) -> Covariance
         hessian=hessian,
         fisher=with_scale(2.0 * scale * scale * inverse_products, 2.0 / n),
         hessian_matrix=hessian_matrix,
+        kernel_fwhm=jnp.asarray(kernel_fwhm, free.dtype),
         nll=here.nll,
         newton_step=rest,
         decrement=0.5 * jnp.sum(gradient * rest),

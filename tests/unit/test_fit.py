@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from pipeline import columns, fit, likelihood
+from pipeline import columns, fit, likelihood, model
 from tests import stamps
 
 IMAGES, PARAMS = stamps.draw(12, (20, 200), seed=1, shape=(24, 24))
@@ -131,7 +131,7 @@ def test_noise_map_takes_the_unit_of_the_scale():
     noise = np.exp(r.normal(0, 0.5, IMAGES.shape))
     clean, params = stamps.draw(12, (30, 100), seed=4, shape=(24, 24), noise="cauchy")
     y, x = np.mgrid[:24, :24].astype(float)
-    sources = fit.model.gaussian(params[:, None, None, :], x, y)
+    sources = model.gaussian(params[:, None, None, :], x, y)
     images = sources + noise * (clean - sources)
     result = fit.fit_stack(images, noise_map=noise)
     tenfold = fit.fit_stack(images * 10, noise_map=noise * 10)
@@ -241,7 +241,7 @@ def test_negative_source_and_edge_and_low_snr():
     y, x = np.mgrid[:24, :24].astype(float)
     noise = np.random.default_rng(5).standard_normal((3, 24, 24))
     truth = np.array([[12.0, 11.0, -60.0, 2.0, 0, 0], [0.5, 11.0, 60.0, 2.0, 0, 0], [12.0, 11.0, 1e-3, 2.0, 0, 0]])
-    rows, _ = fit.fit_rows(fit.model.gaussian(truth[:, None, None, :], x, y) + noise, **DEFAULTS)
+    rows, _ = fit.fit_rows(model.gaussian(truth[:, None, None, :], x, y) + noise, **DEFAULTS)
     assert rows["amp"][0] < -50
     assert rows["snr"][0] > 10
     assert rows["flags"][1] & columns.BIT["NEAR_EDGE"]
@@ -253,7 +253,7 @@ def test_masked_peak_and_round_and_misfit_flags():
     y, x = np.mgrid[:32, :32].astype(float)
     noise = np.random.default_rng(6).standard_normal((3, 32, 32))
     truth = np.array([[16.0, 15.0, 80.0, 2.5, 0, 0]] * 3)
-    images = fit.model.gaussian(truth[:, None, None, :], x, y) + noise
+    images = model.gaussian(truth[:, None, None, :], x, y) + noise
     # A core as exponentials have it: no Gaussian, at any width.
     images[2] = 400 * np.exp(-np.hypot(x - 16, y - 15) / 1.5) + noise[2]
     mask = np.zeros(images.shape, bool)
@@ -353,7 +353,7 @@ def test_equal_pixels_are_flagged():
     """Rounded to whole numbers, more than half of the pixels equal the background: no scale, no errors."""
     y, x = np.mgrid[:24, :24].astype(float)
     noise = 0.3 * np.random.default_rng(8).standard_normal(IMAGES.shape)
-    images = np.round(fit.model.gaussian(PARAMS[:, None, None, :], x, y) + noise)
+    images = np.round(model.gaussian(PARAMS[:, None, None, :], x, y) + noise)
     rows, _ = fit.fit_rows(images, **DEFAULTS)
     half_equal = np.mean(images == 0, axis=(1, 2)) > 0.5
     assert half_equal.sum() > 6

@@ -1,0 +1,179 @@
+"""Noise whose pixels are not independent, as radio beams, drizzling and resampling leave it.
+
+The model: Gaussian white noise, smoothed with an elliptical Gaussian. Pixels that are d apart are then correlated by
+exp(-d^T K d / 4), K the inverse of the smoothing Gaussian's covariance matrix [pixel^-2]. What a robust fit adds up is
+a bounded function of the residuals, correlated less than they are: by Mehler's formula, with the squared Hermite
+coefficients of the function as weights,
+
+    corr(f(x), f(y)) = sum_k w_k corr(x, y)^k.
+
+A kernel is an array (3,): Kxx, Kxy, Kyy.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pipeline import likelihood, moments
+
+FWHM = math.sqrt(8 * math.log(2))  # of a Gaussian of width 1
+REACH = 2.0  # FWHM: pairs of pixels further apart than this are left out, 0.4 % of all correlation
+WIDEST = 6.0  # FWHM that is found from the residuals [pixel]; also the widest that is looked for
+LEAST = 1e-4  # correlation of neighbours that counts as none
+TERMS = 10  # of Mehler's formula
+
+
+def _mehler() -> tuple[np.ndarray, np.ndarray]:
+    """Weights of odd powers for psi = t / (1 + t^2), and of even ones for chi = (1 - t^2) / (1 + t^2).
+
+    t is a standard Gaussian over the half-width that a fit gives it, where chi has mean 0.
+    """
+    x, w = np.polynomial.hermite_e.hermegauss(180)
+    w = w / w.sum()
+    low, high = 0.1, 2.0
+    for _ in range(60):
+        scale = 0.5 * (low + high)
+        low, high = (scale, high) if w @ (1 / (1 + (x / scale) ** 2)) < 0.5 else (low, scale)
+    t = x / scale
+
+    def weights(f, first):
+        orders = range(first, first + 2 * TERMS, 2)
+        squares = [(w * f) @ np.polynomial.hermite_e.hermeval(x, [0] * k + [1]) for k in orders]
+        return np.array([s * s / math.factorial(k) for s, k in zip(squares, orders, strict=True)]) / ((w * f) @ f)
+
+    return weights(t / (1 + t * t), 1), weights((1 - t * t) / (1 + t * t), 2)
+
+
+PSI, CHI = _mehler()
+#: Correlation of residuals, and that of psi.
+_GRID = np.linspace(0.0, 1.0, 513)
+_OF_PSI = sum(weight * _GRID ** (2 * i + 1) for i, weight in enumerate(PSI))
+
+
+def of_psi(correlation):
+    """Correlation of psi where that of the residuals is ``correlation`` < 1."""
+    square = correlation * correlation
+    return correlation * jnp.polyval(jnp.asarray(PSI[::-1].copy(), square.dtype), square)
+
+
+def of_chi(correlation):
+    """Correlation of the scale's scores where that of the residuals is ``correlation`` < 1."""
+    square = correlation * correlation
+    return square * jnp.polyval(jnp.asarray(CHI[::-1].copy(), square.dtype), square)
+
+
+def round_kernel(fwhm):
+    """Kernel (..., 3) of noise that was smoothed with a round Gaussian of this FWHM [pixel]."""
+    k = (FWHM / np.asarray(fwhm, float)) ** 2
+    return np.stack([k, np.zeros_like(k), k], axis=-1)
+
+
+def kernel_fwhm(kernel):
+    """FWHM [pixel] of the round Gaussian that correlates noise as much as a kernel (3,) does."""
+    return FWHM / (kernel[0] * kernel[2] - kernel[1] ** 2) ** 0.25
+
+
+def reach_of(fwhm: float) -> int:
+    """Up to how many pixels apart pairs count."""
+    return math.ceil(REACH * fwhm)
+
+
+def _lags(reach: int) -> np.ndarray:
+    """One of each pair d, -d of lags (dy, dx) within ``reach``, nearest first; int array (k, 2)."""
+    dy, dx = np.mgrid[0 : reach + 1, -reach : reach + 1].reshape(2, -1)
+    half = (dx * dx + dy * dy <= reach * reach) & ((dy > 0) | (dx > 0))
+    order = np.lexsort((dx[half], dy[half], (dx * dx + dy * dy)[half]))
+    return np.stack([dy[half], dx[half]], axis=-1)[order]
+
+
+def _maps(at: moments.Frame, tile: moments.Tile):
+    """The derivatives of the model over the noise, in all free parameters but the scale: (q - 1, ny, nx)."""
+    source = [
+        factor.astype(tile.shape.dtype) * tile.shape * moments.grid(poly, tile)
+        for factor, poly in zip(at.factors, at.slopes, strict=True)
+    ]
+    return jnp.stack(source + [moments.grid(poly, tile) for poly in at.ground]) * tile.weight
+
+
+def pairs(free, image: likelihood.Image, kernel, reach: int):
+    """Sums over all pairs of pixels.
+
+    Parameters
+    ----------
+    free : array (q,)
+        The free vector.
+    image : likelihood.Image
+    kernel : array (3,)
+    reach : int
+        Most pixels that a pair is apart.
+
+    Returns
+    -------
+    products : array (q - 1, q - 1)
+        sum_ij g_i corr(psi_i, psi_j) g_j^T, g the gradient of the model over the noise.
+    scale : array ()
+        sum_ij corr(chi_i, chi_j).
+    """
+    at = moments.frame(list(free), image)
+    tile = moments.tile(at, image.data, image.weight, 0)
+    used = (image.weight > 0).astype(image.weight.dtype)
+    maps = jnp.concatenate([_maps(at, tile), used[None]])
+    _, ny, nx = maps.shape
+    padded = jnp.pad(maps, ((0, 0), (0, reach), (reach, reach)))
+    lags = jnp.asarray(_lags(reach), free.dtype)
+    dy, dx = lags[:, 0], lags[:, 1]
+    correlations = jnp.exp(-0.25 * (kernel[0] * dx * dx + 2.0 * kernel[1] * dx * dy + kernel[2] * dy * dy))
+    weights = of_psi(correlations).astype(maps.dtype), of_chi(correlations).astype(maps.dtype)
+    places = jnp.asarray(_lags(reach))
+
+    def add(i, sums):
+        other = jax.lax.dynamic_slice(padded, (0, places[i, 0], reach + places[i, 1]), (len(maps), ny, nx))
+        of_all, of_used = sums
+        return of_all + weights[0][i] * other[:-1], of_used + weights[1][i] * other[-1]
+
+    neighbours, of_used = jax.lax.fori_loop(0, len(lags), add, (0.5 * maps[:-1], 0.5 * used))
+    half = jnp.einsum("ayx,byx->ab", maps[:-1], neighbours, precision=jax.lax.Precision.HIGHEST).astype(free.dtype)
+    return half + half.T, 2.0 * jnp.sum((used * of_used).astype(free.dtype))
+
+
+def estimate(free, image: likelihood.Image, n):
+    """The kernel (3,) that explains how residuals of neighbouring pixels go together, at a solution.
+
+    From psi, which outliers do not move, of pixels outside the source: the fit has made the residuals under it smaller.
+    The fitted background takes the mean of all correlations away, which is put back.
+
+    free : array (q,). image : likelihood.Image. n : number of used pixels.
+    """
+    at = moments.frame(list(free), image)
+    tile = moments.tile(at, image.data, image.weight, 0)
+    outside = jnp.where(image.weight > 0, 1.0 - tile.shape, 0.0).astype(tile.t.dtype)
+    psi = outside * tile.t * tile.v
+    ny, nx = psi.shape
+
+    def covariance(dy, dx):
+        def product(a):
+            left = a[: ny - dy, max(0, -dx) : nx - max(0, dx)]
+            right = a[dy:, max(0, dx) : nx + min(0, dx)]
+            return jnp.sum((left * right).astype(free.dtype))
+
+        return product(psi) / jnp.maximum(product(outside), 1e-12)
+
+    whole, *lagged = [covariance(*lag) for lag in ((0, 0), (0, 1), (1, 0), (1, 1), (1, -1))]
+    observed = [one / jnp.maximum(whole, 1e-300) for one in lagged]
+    grid, of_grid = jnp.asarray(_GRID, free.dtype), jnp.asarray(_OF_PSI, free.dtype)
+    most = math.exp(-0.25 * (FWHM / WIDEST) ** 2)
+    lost, kernel = jnp.zeros_like(n), jnp.zeros(3, free.dtype)
+    for _ in range(3):
+        along, across, up, down = (
+            -4.0 * jnp.log(jnp.clip(jnp.interp((one + lost) / (1.0 + lost), of_grid, grid), LEAST, most))
+            for one in observed
+        )
+        skew = jnp.sqrt(along * across)
+        kernel = jnp.stack([along, jnp.clip(0.25 * (up - down), -0.9 * skew, 0.9 * skew), across])
+        if at.level:
+            whole_plane = sum(w / (2 * i + 1) for i, w in enumerate(PSI)) * 4.0 * math.pi
+            area = whole_plane / jnp.sqrt(kernel[0] * kernel[2] - kernel[1] ** 2)
+            lost = jnp.minimum(area / n, 0.2)
+    return kernel
