@@ -100,6 +100,24 @@ def sums(free, image: likelihood.Image, n) -> Sums:
     )
 
 
+def _independent(free, image: likelihood.Image, here: Sums, inverse_products):
+    """M^-1 [sum (1 + k h_i) M_i M_i^T] M^-1 of `covariances`; (q - 1, q - 1)."""
+    q = free.shape[0]
+    at = moments.frame(list(free), image)
+    lever = _leverage(at, inverse_products)
+
+    def of(tile):
+        square = tile.weight * tile.weight
+        leverage = moments.grid(lever[0], tile) * tile.shape**2
+        if at.level:
+            leverage = leverage + moments.grid(lever[1], tile) * tile.shape + moments.grid(lever[2], tile)
+        return moments.tables(square * square * leverage, tile, at)
+
+    levered = dense(moments.products(at, moments.total(of, at, image)), q - 1)
+    middle = here.products + inflation(here.powers) * levered
+    return inverse_products @ middle @ inverse_products
+
+
 def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, reach: int = 0) -> Covariances:
     """The four covariances, in public parameters, at a solution.
 
@@ -139,26 +157,6 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
     sandwich = hessian @ scores[:p, :p] @ hessian
 
     inverse_products = inverse(here.products)
-    at = moments.frame(list(free), image)
-    lever = _leverage(at, inverse_products)
-
-    def of(tile):
-        square = tile.weight * tile.weight
-        leverage = moments.grid(lever[0], tile) * tile.shape**2
-        if at.level:
-            leverage = leverage + moments.grid(lever[1], tile) * tile.shape + moments.grid(lever[2], tile)
-        return moments.tables(square * square * leverage, tile, at)
-
-    levered = dense(moments.products(at, moments.total(of, at, image)), q - 1)
-    correction = inflation(here.powers) * levered
-    if kernel is None:
-        paired, degrees, repeats, kernel_fwhm = here.products, n - p, 1.0, jnp.nan
-    else:
-        kernel = jnp.where(jnp.isnan(kernel), correlation.estimate(free, image, n), kernel)
-        paired, of_scale = correlation.pairs(free, image, kernel, reach)
-        degrees = n - jnp.sum(inverse_products * paired) - float(fit_scale)
-        repeats, kernel_fwhm = of_scale / n, correlation.kernel_fwhm(kernel)
-    middle = paired + correction
     # Log sigma and log scale to sigma and scale; what follows is linear in the derivatives.
     slope = jnp.ones(q, free.dtype).at[3].set(public[3]).at[-1].set(scale)
 
@@ -168,18 +166,25 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
 
     q1, q2 = here.powers[:2]
     # a^2 = 4 (s - s^2) / scale^2 and a' = (2 - 6 s + 4 s^2) / scale^2.
-    bracket = 4.0 * (q1 - q2) * n / degrees * (scale / (2.0 - 6.0 * q1 + 4.0 * q2)) ** 2
+    ratio = 4.0 * (q1 - q2) * (scale / (2.0 - 6.0 * q1 + 4.0 * q2)) ** 2
     # l = scale * d nll / d scale = 1 - 2 s for a pixel, and scale^2 * d2 nll / d scale^2 = 4 (s - s^2) - l.
-    variance = repeats * (1.0 - 4.0 * (q1 - q2)) / degrees / (6.0 * q1 - 4.0 * q2 - 1.0) ** 2
+    variance = (1.0 - 4.0 * (q1 - q2)) / (6.0 * q1 - 4.0 * q2 - 1.0) ** 2
+    if kernel is None:
+        block = ratio * n / (n - p) * _independent(free, image, here, inverse_products)
+        variance, kernel_fwhm = variance / (n - p), jnp.asarray(jnp.nan, free.dtype)
+    else:
+        kernel = jnp.where(jnp.isnan(kernel), correlation.estimate(free, image, n), kernel)
+        block, more = correlation.covariance(free, image, n, kernel, reach, ratio, fit_scale)
+        variance, kernel_fwhm = more * variance / n, correlation.kernel_fwhm(kernel)
     gradient = (here.gradient / slope)[:p]
     rest = hessian @ gradient
     return Covariances(
-        pooled=with_scale(bracket * inverse_products @ middle @ inverse_products, variance),
+        pooled=with_scale(block, variance),
         sandwich=sandwich,
         hessian=hessian,
         fisher=with_scale(2.0 * scale * scale * inverse_products, 2.0 / n),
         hessian_matrix=hessian_matrix,
-        kernel_fwhm=jnp.asarray(kernel_fwhm, free.dtype),
+        kernel_fwhm=kernel_fwhm,
         nll=here.nll,
         newton_step=rest,
         decrement=0.5 * jnp.sum(gradient * rest),
