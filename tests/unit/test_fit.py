@@ -106,14 +106,14 @@ def test_non_finite_pixels_are_not_used(plain):
     assert_array_equal(fit.fit_stack(images).n_pixels, 24 * 24 - 2)
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("settings", [{}, {"precision": "float32"}, {"correlation": "estimate"}], ids=str)
 @pytest.mark.parametrize("shape", [(24, 24), (21, 17)])
-def test_rows_do_not_depend_on_order_neighbours_or_count(precision, shape):
+def test_rows_do_not_depend_on_order_neighbours_or_count(settings, shape):
     images, _ = stamps.draw(70, (5, 1000), seed=2, shape=shape)
-    whole = fit.fit_stack(images, precision=precision)
+    whole = fit.fit_stack(images, **settings)
     order = np.random.default_rng(0).permutation(70)
-    shuffled = fit.fit_stack(images[order], precision=precision)
-    alone = fit.fit_stack(images[7:8], precision=precision)
+    shuffled = fit.fit_stack(images[order], **settings)
+    alone = fit.fit_stack(images[7:8], **settings)
     for a, b, c in zip(*map(jax.tree.leaves, (whole, shuffled, alone)), strict=True):
         assert_array_equal(a[order], b)
         assert_array_equal(a[7:8], c)
@@ -180,6 +180,7 @@ CHANGES = {
     "background": "plane",
     "scale": 0.7,
     "uncertainty": "hessian",
+    "correlation": 1.5,
     "precision": "float32",
     "tolerance": 1e-2,
     "max_steps": 3,
