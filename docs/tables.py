@@ -15,16 +15,16 @@ README = ROOT / "README.md"
 
 
 def column_table() -> str:
-    """The catalogue as a Markdown table; a column and its error share a row."""
+    """The catalogue as a Markdown table; a column, its error and its bias share a row."""
     head = "| column | unit | meaning |\n| --- | --- | --- |\n"
-    errors = {column.name.removesuffix("_err"): column for column in columns.COLUMNS if column.name.endswith("_err")}
+    named = {column.name: column for column in columns.COLUMNS}
     rows = []
     for column in columns.COLUMNS:
-        if column.name.endswith("_err"):
+        if column.name.endswith(columns.ENDINGS):
             continue
-        pair = [column, errors[column.name]] if column.name in errors else [column]
-        names = ", ".join(f"`{one.name}`" for one in pair)
-        units = "; ".join(dict.fromkeys(one.unit or "1" for one in pair))
+        group = [column, *(named[name] for end in columns.ENDINGS if (name := column.name + end) in named)]
+        names = ", ".join(f"`{one.name}`" for one in group)
+        units = "; ".join(dict.fromkeys(one.unit or "1" for one in group))
         rows.append(f"| {names} | {'' if units == '1' else units} | {_cell(column.description)} |\n")
     return head + "".join(rows)
 

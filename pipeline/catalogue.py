@@ -17,6 +17,7 @@ UTF-8 in bytes; bytes of a file name that are not UTF-8 are kept as they are (pa
 parts give the same file, byte by byte.
 """
 
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ import numpy as np
 from astropy import units
 from astropy.table import Table, meta
 
-from pipeline.columns import COLUMNS, COVARIANCES, FLAGS, REJECTED, TRUTH, Column
+from pipeline.columns import COLUMNS, COVARIANCES, ENDINGS, FLAGS, REJECTED, TRUTH, Column
 from pipeline.files import replacing
 
 FORMAT = "cauchyfit catalogue"
@@ -155,7 +156,7 @@ def merge(
     count = sum(head.rows for head in heads)
     widths = {table: {k: max(h.widths[table][k] for h in heads) for k in w} for table, w in heads[0].widths.items()}
     image, note = _common_unit({text for head in heads if head.rows for text in head.unit.split("\n")})
-    texts = {c.name: (image_units or {}).get(c.name.removesuffix("_err"), c.unit) for c in COLUMNS}
+    texts = {c.name: (image_units or {}).get(re.sub(f"({'|'.join(ENDINGS)})$", "", c.name), c.unit) for c in COLUMNS}
     bits = _pack(path, FLAG_BITS, _columns(FLAG_BITS, ((f.name, f.bit, f.meaning) for f in FLAGS)))
 
     with replacing(path) as temporary, h5py.File(temporary, "w", locking="best-effort") as file:

@@ -108,6 +108,10 @@ SKY = tuple(_SKY)
 BEAM = tuple(_BEAM)
 
 
+#: What the columns that belong to another one end in.
+ENDINGS = ("_err", "_bias")
+
+
 def _pair(name: str, unit: str, error_unit: str, description: str, group: str) -> tuple[Column, Column]:
     return (
         Column(name, "f8", unit, description, group),
@@ -123,6 +127,10 @@ COLUMNS: tuple[Column, ...] = (
     Column("plane", "i8", "", "number of the plane in the HDU (row of a table column), from 0, C order", "identity"),
     Column("source", "i8", "", "number of the source in the plane, from 0; 0 where there is only one", "identity"),
     *(c for n, (u, d) in _FITTED.items() for c in _pair(n, u, u, d, "fitted")),
+    *(
+        Column(f"{n}_bias", "f8", u, f"what to expect of {n} beyond the truth", "fitted")
+        for n, (u, _) in _FITTED.items()
+    ),
     *(c for n, (u, d) in _DERIVED.items() for c in _pair(n, u, u, d, "derived")),
     *(c for n, (u, e, d) in _SKY.items() for c in _pair(n, u, e, d, "sky")),
     *(c for n, (u, d) in _BEAM.items() for c in _pair(n, u, u, d, "beam")),

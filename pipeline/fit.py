@@ -150,6 +150,7 @@ def fit_rows(data, mask=None, noise_map=None, **settings) -> tuple[dict[str, np.
             rows[held][:] = value
     for i, name in enumerate(names):
         rows[name], rows[f"{name}_err"] = np.asarray(result.params[:, i]), np.asarray(result.errors[:, i])
+        rows[f"{name}_bias"] = np.asarray(result.bias[:, i])
     for i, name in enumerate(columns.DERIVED):
         rows[name], rows[f"{name}_err"] = np.asarray(result.derived[:, i]), np.asarray(result.derived_err[:, i])
     for name in ("nll", "n_steps", "n_pixels", "snr", "outlier_fraction", "misfit", "condition", "noise_fwhm", "flags"):

@@ -22,13 +22,14 @@ WILD = 1e12  # working units: where pixels are cut off
 class FitResult(NamedTuple):
     """The fit of one image, or of n images with a leading axis n.
 
-    params : (p,) fitted parameters in the order of `columns.parameter_names`. covariances : four (p, p), in the order
-    of `columns.COVARIANCES`. derived, derived_err : (6,), the order of `columns.DERIVED`. origin : (2,) start x0, y0.
-    The rest are scalars, see `columns.COLUMNS`.
+    params, errors, bias : (p,) fitted parameters, in the order of `columns.parameter_names`. covariances : four (p, p),
+    in the order of `columns.COVARIANCES`. derived, derived_err : (6,), the order of `columns.DERIVED`. origin : (2,)
+    start x0, y0. The rest are scalars, see `columns.COLUMNS`.
     """
 
     params: jax.Array
     errors: jax.Array
+    bias: jax.Array
     covariances: tuple[jax.Array, ...]
     derived: jax.Array
     derived_err: jax.Array
@@ -213,12 +214,13 @@ def minimise(problems: Problem, count, dials: Dials, *, fit_scale: bool, precisi
 class Solution(NamedTuple):
     """A solution in the units of its image, p parameters fitted of q = 6 + background + scale.
 
-    public : (q,) parameters. errors : (p,). covariances : four (p, p). converged, positive, enough, degenerate,
+    public : (q,) parameters. errors, bias : (p,). covariances : four (p, p). converged, positive, enough, degenerate,
     peak_used : bools for the flags, see `quality.flags`. The rest are columns of the catalogue.
     """
 
     public: jax.Array
     errors: jax.Array
+    bias: jax.Array
     covariances: tuple[jax.Array, ...]
     origin: jax.Array
     nll: jax.Array
@@ -269,6 +271,7 @@ def solution(
         public=public + nan,
         # Roots before units: the square of a small unit may vanish.
         errors=jnp.sqrt(jnp.diag(jnp.stack(working)[dials.chosen])) * size,
+        bias=four.bias * size + nan,
         covariances=tuple(matrix * size[:, None] * size[None, :] for matrix in working),
         origin=image.origin + nan,
         nll=four.nll + units.log_noise + n * jnp.log(unit) + nan,

@@ -17,6 +17,7 @@ from pipeline.newton import inverse
 class Covariances(NamedTuple):
     """Four covariances (p, p) of the fitted parameters; NaN where one is undefined. ``hessian_matrix`` is H itself.
 
+    ``bias`` (p,) is what to expect of the fitted parameters beyond the truth, see `_bias` and `scale_bias`.
     ``kernel_fwhm`` tells how far noise is correlated, NaN = not asked. ``nll`` is the value there, without what the
     noise map adds to it; ``newton_step`` (p,) H^-1 times the gradient, what is left to the minimum, ``decrement`` half
     the gradient times that, and ``spread`` as in `moments.Step`.
@@ -26,6 +27,7 @@ class Covariances(NamedTuple):
     sandwich: jax.Array
     hessian: jax.Array
     fisher: jax.Array
+    bias: jax.Array
     hessian_matrix: jax.Array
     kernel_fwhm: jax.Array
     nll: jax.Array
@@ -100,10 +102,8 @@ def sums(free, image: likelihood.Image, n) -> Sums:
     )
 
 
-def _independent(free, image: likelihood.Image, here: Sums, inverse_products):
+def _independent(at: moments.Frame, image: likelihood.Image, here: Sums, inverse_products):
     """M^-1 [sum (1 + k h_i) M_i M_i^T] M^-1 of `covariances`; (q - 1, q - 1)."""
-    q = free.shape[0]
-    at = moments.frame(list(free), image)
     lever = _leverage(at, inverse_products)
 
     def of(tile):
@@ -113,7 +113,7 @@ def _independent(free, image: likelihood.Image, here: Sums, inverse_products):
             leverage = leverage + moments.grid(lever[1], tile) * tile.shape + moments.grid(lever[2], tile)
         return moments.tables(square * square * leverage, tile, at)
 
-    levered = dense(moments.products(at, moments.total(of, at, image)), q - 1)
+    levered = dense(moments.products(at, moments.total(of, at, image)), len(here.products))
     middle = here.products + inflation(here.powers) * levered
     return inverse_products @ middle @ inverse_products
 
@@ -157,6 +157,7 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
     sandwich = hessian @ scores[:p, :p] @ hessian
 
     inverse_products = inverse(here.products)
+    at = moments.frame(list(free), image)
     # Log sigma and log scale to sigma and scale; what follows is linear in the derivatives.
     slope = jnp.ones(q, free.dtype).at[3].set(public[3]).at[-1].set(scale)
 
@@ -170,12 +171,15 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
     # l = scale * d nll / d scale = 1 - 2 s for a pixel, and scale^2 * d2 nll / d scale^2 = 4 (s - s^2) - l.
     variance = (1.0 - 4.0 * (q1 - q2)) / (6.0 * q1 - 4.0 * q2 - 1.0) ** 2
     if kernel is None:
-        block = ratio * n / (n - p) * _independent(free, image, here, inverse_products)
+        block = ratio * n / (n - p) * _independent(at, image, here, inverse_products)
         variance, kernel_fwhm = variance / (n - p), jnp.asarray(jnp.nan, free.dtype)
     else:
         kernel = jnp.where(jnp.isnan(kernel), correlation.estimate(free, image, n), kernel)
         block, more = correlation.covariance(free, image, n, kernel, reach, ratio, fit_scale)
         variance, kernel_fwhm = more * variance / n, correlation.kernel_fwhm(kernel)
+    # From log sigma to sigma: the mean of exp(a) is exp(mean a + var a / 2).
+    curved = jnp.zeros(q, free.dtype).at[3].set(0.5 * block[3, 3]).at[-1].set(0.5 * variance)
+    expected = jnp.append(_bias(at, image, inverse_products, block), scale_bias(here.powers, n, q - 1)) + curved
     gradient = (here.gradient / slope)[:p]
     rest = hessian @ gradient
     return Covariances(
@@ -183,6 +187,7 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
         sandwich=sandwich,
         hessian=hessian,
         fisher=with_scale(2.0 * scale * scale * inverse_products, 2.0 / n),
+        bias=(expected * slope)[:p],
         hessian_matrix=hessian_matrix,
         kernel_fwhm=kernel_fwhm,
         nll=here.nll,
@@ -190,6 +195,49 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
         decrement=0.5 * jnp.sum(gradient * rest),
         spread=moments.spread(n * q1, n * (q1 - q2), n),
     )
+
+
+def _bias(at: moments.Frame, image: likelihood.Image, inverse_products, covariance):
+    """The bias of second order of all parameters but the scale, in the free vector; (q - 1,).
+
+    -1/2 M^-1 sum M_i tr(cov grad grad m_i) / u_i (Box 1971, J. R. Stat. Soc. B 33, 171, for least squares). It holds
+    for any M-estimator with symmetric noise: what curvature and noise do together cancels but for this term.
+    """
+    poly: moments.Polynomial = {}
+    for i in range(6):
+        for j in range(i + 1):
+            # amp is no factor of a second derivative in amp.
+            size = covariance[i, j] * (1.0 if i == j else 2.0) * (1.0 if 2 in (i, j) else at.amp)
+            parts = moments.multiply(at.slopes[i], at.slopes[j]), at.bends.get((i, j), {})
+            for key, value in (item for part in parts for item in part.items()):
+                poly[key] = poly.get(key, 0.0) + size * value
+
+    def of(tile):
+        return moments.slope_tables(tile.weight * tile.weight * tile.shape * moments.grid(poly, tile), tile, at)
+
+    return -0.5 * inverse_products @ jnp.stack(moments.slopes(at, moments.total(of, at, image)))
+
+
+def scale_bias(powers, n, others: int):
+    """The bias of second order of the logarithm of the scale, for independent noise. Scalar.
+
+    The scale solves sum chi(t) = 0 with chi = 1 - 2 s. Expanded to second order in its own error e and in those of the
+    p ``others``, which are uncorrelated with it for symmetric noise, with D = E[t chi'],
+
+        n D E[e] = -E[t chi' chi] / D + (D + E[t^2 chi'']) E[chi^2] / (2 D^2)
+                   - p E[chi' psi] / E[psi'] + p E[chi''] E[psi^2] / (2 E[psi']^2).
+
+    powers : as in `inflation`. n : number of used pixels.
+    """
+    q1, q2, q3, _ = powers
+    d = -4.0 * (q1 - q2)
+    own = (
+        4.0 * (q1 - 3.0 * q2 + 2.0 * q3) / d
+        + 0.5 * (d - 4.0 * (q1 - 5.0 * q2 + 4.0 * q3)) * (1.0 - 4.0 * (q1 - q2)) / d**2
+    )
+    a = 2.0 - 6.0 * q1 + 4.0 * q2
+    theirs = 8.0 * (q1 - 2.0 * q2 + q3) / a - 8.0 * (1.0 - 6.0 * q1 + 9.0 * q2 - 4.0 * q3) * (q1 - q2) / a**2
+    return (own + others * theirs) / (n * d)
 
 
 def inflation(powers):

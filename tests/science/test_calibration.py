@@ -29,6 +29,10 @@ def test_pulls(noise):
         # Like every maximum-likelihood width the scale is short, by about 2 p / n: a third of its error here.
         bias = -0.3 if name == "scale" else 0.0
         assert abs(np.median(pull) - bias) < 4 * 1.25 / np.sqrt(COUNT) + 0.1, (name, np.median(pull))
+        if name in NAMES:
+            left = pull - rows[f"{name}_bias"] / rows[f"{name}_err"]
+            left = np.mean(left[np.abs(left) < 8])
+            assert abs(left) < 4 / np.sqrt(COUNT) + 0.05, (name, left)
         low, high = np.percentile(pull, [15.85, 84.15])
         assert abs((high - low) / 2 - 1) < (0.07 if name != "scale" else 0.1), (name, low, high)
 

@@ -56,6 +56,32 @@ def test_fisher_is_the_closed_form(solved):
     assert_allclose(four.fisher @ information, np.eye(8), atol=1e-9)
 
 
+def test_bias_is_boxs_with_the_pooled_covariance(solved):
+    four, public, image = solved
+    slope = jax.jacfwd(likelihood.predict)(public, image)[..., :7].reshape(-1, 7)
+    bend = jax.jacfwd(jax.jacfwd(likelihood.predict))(public, image)[..., :7, :7].reshape(-1, 7, 7)
+    spread = np.einsum("nij,ij->n", bend, four.pooled[:7, :7])
+    assert_allclose(four.bias[:7], -0.5 * np.linalg.solve(slope.T @ slope, slope.T @ spread), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("noise", "n"), [("cauchy", 50), ("gaussian", 50)])
+def test_bias_of_the_scale_is_that_of_a_simulation(noise, n):
+    """A level and a scale fitted to n numbers."""
+    r, repeats = np.random.default_rng(5), 20_000
+    draw = {"cauchy": r.standard_cauchy, "gaussian": r.standard_normal}[noise]
+    data, true = draw((repeats, n)), {"cauchy": 1.0, "gaussian": 0.6120034}[noise]
+    level, scale = np.median(data, axis=1, keepdims=True), np.ones((repeats, 1))
+    for _ in range(200):
+        weight = 1 / (1 + ((data - level) / scale) ** 2)
+        level = np.sum(weight * data, axis=1, keepdims=True) / np.sum(weight, axis=1, keepdims=True)
+        scale = scale * np.sqrt(2 * (1 - np.mean(weight, axis=1, keepdims=True)))
+    found = np.log(scale / true)
+    s = 1 - 1 / (1 + (draw(2_000_000) / true) ** 2)
+    wanted = uncertainty.scale_bias([np.mean(s**k) for k in (1, 2, 3, 4)], n, 1)
+    # Three standard errors and the next order.
+    assert_allclose(np.mean(found), wanted, atol=3 * np.std(found) / np.sqrt(repeats) + 0.2 * abs(wanted))
+
+
 def test_held_scale_leaves_its_row_out(solved):
     four, public, _ = solved
     held, _, _ = at(public, IMAGES[0], fit_scale=False)
