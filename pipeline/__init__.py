@@ -13,7 +13,8 @@ moments      the same derivatives of the built-in model, a thousand times as fas
 start        first guess
 newton       one step of the minimiser; knows no images
 slots        many iterations of different length at once
-uncertainty  four covariances, errors of derived quantities
+correlation  noise whose pixels are not independent
+uncertainty  four covariances, biases, errors of derived quantities
 quality      what a fit says about itself, flags
 program      the compiled fit of a queue of images of one shape
 fit          stacks of images -> rows and covariances
@@ -26,4 +27,4 @@ jobs         one function a rule; joins the others
 Imports point up this list. The rules that call `jobs` are in ``workflow``.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
