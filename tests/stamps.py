@@ -1,8 +1,20 @@
 """Stamps with known truth for tests, drawn with NumPy: independent of `pipeline.simulate`."""
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 from pipeline import model
+
+SMOOTHED = 3.0  # FWHM [pixel] of what correlated noise is smoothed with
+
+
+def smooth_noise(r, shape, fwhm):
+    """Gaussian noise of variance 1, (count, ny, nx), smoothed beyond the edges by a Gaussian of this FWHM [pixel]."""
+    count, ny, nx = shape
+    wide, width = 3 * int(np.ceil(fwhm)), fwhm / np.sqrt(8 * np.log(2))
+    white = r.standard_normal((count, ny + 2 * wide, nx + 2 * wide))
+    smooth = gaussian_filter(white, (0, width, width), truncate=6)[:, wide : wide + ny, wide : wide + nx]
+    return smooth * np.sqrt(4 * np.pi) * width  # what smoothing leaves of the variance of white noise: 1 / (4 pi w^2)
 
 
 def draw(count, amp, *, seed, shape=(32, 32), noise="cauchy", sigma=(1.5, 3.2), ellipticity=0.3, background=0.0):
@@ -28,6 +40,7 @@ def draw(count, amp, *, seed, shape=(32, 32), noise="cauchy", sigma=(1.5, 3.2), 
     drawn = {
         "cauchy": lambda: r.standard_cauchy(size),
         "gaussian": lambda: r.standard_normal(size),
+        "correlated": lambda: smooth_noise(r, size, SMOOTHED),
         "student": lambda: r.standard_t(3, size),
         "contaminated": lambda: r.standard_normal(size) * np.where(r.random(size) < 0.05, 10.0, 1.0),
     }[noise]()

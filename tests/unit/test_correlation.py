@@ -3,23 +3,13 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
 
 from pipeline import correlation, fit, likelihood, model
 from pipeline.columns import PARAMETERS
+from tests import stamps
 
 FREE = np.array([7.3, 8.1, 12.0, np.log(1.9), 0.2, -0.1, 0.5, np.log(0.7)])
 SHAPE = (16, 18)
-
-
-def smooth_noise(count: int, shape: tuple[int, int], fwhm: float, seed: int) -> np.ndarray:
-    """Gaussian noise of variance 1, smoothed beyond the edges."""
-    wide = 6 * int(np.ceil(fwhm))
-    ny, nx = shape
-    white = np.random.default_rng(seed).standard_normal((count, ny + 2 * wide, nx + 2 * wide))
-    width = fwhm / correlation.FWHM
-    smooth = gaussian_filter(white, (0, width, width), truncate=6)[:, wide:-wide, wide:-wide]
-    return smooth / smooth.std()
 
 
 def sheared(fwhm: float) -> np.ndarray:
@@ -90,7 +80,7 @@ def test_noise_that_is_hardly_correlated_is_independent():
 
 @pytest.mark.parametrize("fwhm", [1.5, 2.5, 4.0])
 def test_the_kernel_is_found_from_the_residuals(fwhm):
-    images = smooth_noise(20, (64, 64), fwhm, seed=2)
+    images = stamps.smooth_noise(np.random.default_rng(2), (20, 64, 64), fwhm)
     free = jnp.asarray([31.0, 31.0, 0.0, np.log(2.0), 0.0, 0.0, 0.0, np.log(correlation.HALF_WIDTH)])
     image = likelihood.Image(jnp.zeros((64, 64)), jnp.ones((64, 64)), jnp.zeros(2))
     found = [
@@ -107,13 +97,8 @@ def test_errors_hold_on_correlated_noise(how):
     Not of the scale, which the fit makes too small where noise is correlated, nor of what the leverage of sources no
     larger than the smoothing widens: tables in docs/calibration.md.
     """
-    n, side = 600, 32
-    r = np.random.default_rng(4)
-    centre = (side - 1) / 2 + r.uniform(-1.5, 1.5, (n, 2))
-    shape = r.uniform(-0.3, 0.3, (n, 2))
-    truth = np.column_stack([centre, np.exp(r.uniform(np.log(10), np.log(100), n)), r.uniform(1.5, 3.2, n), shape])
-    y, x = np.mgrid[:side, :side].astype(float)
-    images = 3.0 + model.gaussian(truth[:, None, None, :], x, y) + smooth_noise(n, (side, side), 3.0, seed=5)
+    n = 600
+    images, truth = stamps.draw(n, (10, 100), seed=4, noise="correlated", background=3.0)
     result = fit.fit_stack(images, correlation=how)
     assert np.median(result.noise_fwhm) == pytest.approx(3.0, abs=0.2)
     pulls = (result.params[:, :7] - np.column_stack([truth, np.full(n, 3.0)])) / result.errors[:, :7]
