@@ -17,6 +17,7 @@ uncertainty  four covariances, errors of derived quantities
 quality      what a fit says about itself, flags
 fit          stacks of images -> rows and covariances
 sky          pixel <-> sky, beam
+cutouts      sources in larger images, by a table of positions
 catalogue    parts and catalogue in HDF5
 report       the page that says what a run found
 runtime      log, threads, device, compile cache of a job
