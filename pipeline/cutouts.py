@@ -107,7 +107,7 @@ def nowhere(blocks: Iterable[Block], cutouts: Mapping[str, Any]) -> list[Rejecte
         if block.stamps is not None:
             missing[block.stamps[:, 1]] = False
     known = np.isfinite(positions.first)
-    no_number = "no position: masked, not finite" + (", or a declination beyond a pole" * (positions.kind == "sky"))
+    no_number = "no position: masked, or not finite" + " or beyond a pole" * (positions.kind == "sky")
     reasons = np.where(known, "this position lies in none of the images", no_number)
     return [Rejected(positions.file, -1, -1, i, str(reasons[i])) for i in np.flatnonzero(missing).tolist()]
 
