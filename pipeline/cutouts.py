@@ -1,4 +1,4 @@
-"""Sources in images larger than one source: where they are, by a table, and the stamps that show them.
+"""Sources in images larger than one source: where they are, by a table or by detection, and the stamps that show them.
 
 A stamp is ``size`` pixels wide and high, and its middle is as near to the position as whole pixels allow.
 """
@@ -6,6 +6,7 @@ A stamp is ``size`` pixels wide and high, and its middle is as near to the posit
 import os
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,8 @@ from astropy import units
 from astropy.io import ascii, registry
 from astropy.table import Column, MaskedColumn, Table
 
-from pipeline.images import Block, Rejected
+from pipeline.detection import find_sources
+from pipeline.images import Block, Rejected, scan_file
 from pipeline.sky import pixel_position, read_celestial
 
 #: Names of the columns, in small letters: right ascension and declination as catalogues call them (also VizieR and
@@ -60,38 +62,57 @@ def read_positions(file: str) -> Positions:
         raise ValueError(msg) from error
 
 
-def add_stamps(block: Block, *, cutouts: Mapping[str, Any], column: str | None = None, **_: Any) -> Block:
-    """The block of the stamps that are cut out of the planes of ``block``.
+def scan_stamps(file: str, *, folder: str | Path, **images: Any) -> tuple[list[Block], list[Rejected]]:
+    """`images.scan_file`, and then `cut` of each block that it found."""
+    blocks, rejected = scan_file(file, **images)
+    parts = [cut(block, folder=folder, **images) for block in blocks]
+    return [block for found, _ in parts for block in found], rejected + [row for _, rows in parts for row in rows]
+
+
+def cut(block: Block, *, folder: str | Path, **images: Any) -> tuple[list[Block], list[Rejected]]:
+    """The stamps that are cut out of the planes of a block.
 
     Parameters
     ----------
     block : Block
         Whole planes, as `images.scan_file` found them.
-    cutouts, column
-        Of the config section ``images``.
+    folder : path
+        Where `detection` keeps what it finds.
+    **images
+        ``column, mask, uncertainty, cutouts`` of the config.
 
     Returns
     -------
-    Block
-        A stamp for each plane and position in it, by plane, then source: the number of the position in its table,
-        from 0. In a plane is what is nearer to one of its pixels than to any beyond.
-
-    Raises
-    ------
-    ValueError
-        A sentence that says why there is not one stamp.
+    blocks : list of Block
+        One, with a stamp for each plane and source in it, in this order. ``source`` is the number, from 0, of the
+        position in its table, or of the source among those found. In a plane is what is nearer to one of its pixels
+        than to any beyond. None if there is not one stamp.
+    rejected : list of Rejected
+        The HDU if no position lies in it, or planes in which no source was found, with the reason.
     """
-    positions = read_positions(cutouts["positions"])
-    x, y = _on_plane(positions, block, column)
-    # The comparison is false for NaN.
-    sources = np.flatnonzero((x >= -0.5) & (x < block.nx - 0.5) & (y >= -0.5) & (y < block.ny - 0.5))
-    if len(sources) == 0:
-        msg = f"none of the {len(x)} positions of {positions.file} lies in it"
-        raise ValueError(msg)
-    planes = np.arange(block.start, block.stop)
-    corners = [first_pixels(axis[sources], cutouts["size"]) for axis in (x, y)]
-    columns = [planes.repeat(len(sources)), *(np.tile(values, len(planes)) for values in (sources, *corners))]
-    return block._replace(start=0, stop=len(columns[0]), stamps=np.stack(columns, axis=1))
+    planes = range(block.start, block.stop)
+    places: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+    rejected = []
+    if "positions" in images["cutouts"]:
+        try:
+            places = dict.fromkeys(planes, _positions_in(block, images))
+        except (ValueError, OSError) as error:
+            rejected.append(Rejected(block.file, block.hdu, -1, -1, str(error)))
+    else:
+        for plane in planes:
+            try:
+                x, y = find_sources(block, plane, folder, **images)
+                places[plane] = np.arange(len(x)), x, y
+            except ValueError as error:
+                rejected.append(Rejected(block.file, block.hdu, plane, -1, str(error)))
+    if not places:
+        return [], rejected
+    stamps = np.concatenate([_as_stamps(plane, *place, images["cutouts"]["size"]) for plane, place in places.items()])
+    return [block._replace(start=0, stop=len(stamps), stamps=stamps)], rejected
+
+
+def _as_stamps(plane: int, sources: np.ndarray, x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
+    return np.stack([np.full(len(x), plane), sources, first_pixels(x, size), first_pixels(y, size)], axis=1)
 
 
 def first_pixels(centres: np.ndarray, size: int) -> np.ndarray:
@@ -101,6 +122,8 @@ def first_pixels(centres: np.ndarray, size: int) -> np.ndarray:
 
 def nowhere(blocks: Iterable[Block], cutouts: Mapping[str, Any]) -> list[Rejected]:
     """Positions of the table of which no block has a stamp, each with the reason; ``file`` is that of the table."""
+    if "positions" not in cutouts:
+        return []
     positions = read_positions(cutouts["positions"])
     missing = np.ones(len(positions.first), bool)
     for block in blocks:
@@ -110,6 +133,18 @@ def nowhere(blocks: Iterable[Block], cutouts: Mapping[str, Any]) -> list[Rejecte
     no_number = "no position: masked, or not finite" + " or beyond a pole" * (positions.kind == "sky")
     reasons = np.where(known, "this position lies in none of the images", no_number)
     return [Rejected(positions.file, -1, -1, i, str(reasons[i])) for i in np.flatnonzero(missing).tolist()]
+
+
+def _positions_in(block: Block, images: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers of the positions in the planes of a block, and their x and y there; ValueError if there are none."""
+    positions = read_positions(images["cutouts"]["positions"])
+    x, y = _on_plane(positions, block, images.get("column"))
+    # The comparison is false for NaN.
+    sources = np.flatnonzero((x >= -0.5) & (x < block.nx - 0.5) & (y >= -0.5) & (y < block.ny - 0.5))
+    if len(sources) == 0:
+        msg = f"none of the {len(x)} positions of {positions.file} lies in it"
+        raise ValueError(msg)
+    return sources, x[sources], y[sources]
 
 
 def _on_plane(positions: Positions, block: Block, column: str | None) -> tuple[np.ndarray, np.ndarray]:

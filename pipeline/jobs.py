@@ -18,6 +18,7 @@ from astropy.wcs import WCS
 from pipeline import __version__, runtime
 from pipeline.catalogue import merge, read_rows, write_part
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, PARAMETERS, empty_rows, parameter_names
+from pipeline.detection import forget_others, read_images
 from pipeline.files import replacing
 from pipeline.images import (
     Block,
@@ -27,7 +28,6 @@ from pipeline.images import (
     image_shape,
     list_files,
     read_header,
-    read_planes,
     scan_file,
 )
 from pipeline.shards import assign, image_ids, read_manifest, write_manifests
@@ -39,7 +39,7 @@ BATCH_PIXELS = 1 << 23
 PROGRESS_SECONDS = 5.0
 
 #: Packages that the numbers of a catalogue depend on.
-PACKAGES = ("numpy", "scipy", "jax", "jaxlib", "astropy", "fitsio", "h5py")
+PACKAGES = ("numpy", "scipy", "jax", "jaxlib", "astropy", "fitsio", "sep", "h5py")
 
 
 class Sky(NamedTuple):
@@ -76,7 +76,14 @@ def simulate(
 
 
 def scan(
-    shards: str, manifests: str | Path, *, files: list[str], reading: Mapping[str, Any], shard_size: int, log: str
+    shards: str,
+    manifests: str | Path,
+    *,
+    files: list[str],
+    reading: Mapping[str, Any],
+    shard_size: int,
+    detections: str | Path,
+    log: str,
 ) -> None:
     """List the images and divide them into shards.
 
@@ -92,6 +99,8 @@ def scan(
         ``hdu, column, mask, uncertainty, cutouts`` of the config.
     shard_size : int
         Images a shard, about.
+    detections : path
+        Folder of what was found in larger images, see `pipeline.detection`.
 
     Raises
     ------
@@ -102,19 +111,20 @@ def scan(
     runtime.start_log(log)
     found, rejected = list_files(files)
     blocks: list[Block] = []
+    look: Callable = functools.partial(scan_file, **reading)
+    if reading["cutouts"] is not None:
+        from pipeline import cutouts  # here, because it imports jax, which others need not wait for
+
+        look = functools.partial(cutouts.scan_stamps, folder=detections, **reading)
     tell = _progress(len(found), "files scanned")
     for number, file in enumerate(found):
-        its_blocks, its_rejected = scan_file(file, **reading)
-        if reading["cutouts"] is not None:
-            its_blocks, without = _with_stamps(its_blocks, reading)
-            its_rejected += without
+        its_blocks, its_rejected = look(file)
         blocks += its_blocks
         rejected += its_rejected
         tell(number + 1)
     if reading["cutouts"] is not None:
-        from pipeline.cutouts import nowhere
-
-        rejected += nowhere(blocks, reading["cutouts"])
+        rejected += cutouts.nowhere(blocks, reading["cutouts"])
+    forget_others(detections, blocks, **reading)
     names = write_manifests(manifests, assign(blocks, shard_size, rejected))
     if not names:
         msg = f"images.files: nothing found under {', '.join(files)}, wanted FITS files"
@@ -133,6 +143,7 @@ def fit(
     manifest: str,
     reading: Mapping[str, Any],
     fit: Mapping[str, Any],
+    detections: str | Path,
     log: str,
     gpu: int,
     cache: str | Path,
@@ -150,6 +161,8 @@ def fit(
         The shard's blocks, by `scan`.
     reading, fit : dict
         ``hdu, column, mask, uncertainty, cutouts`` and the section ``fit`` of the config.
+    detections : path
+        As for `scan`.
     """
     runtime.start_log(log)
     # One thread, however many there are: sums of large images are divided among threads, and their bits with them.
@@ -166,7 +179,7 @@ def fit(
     units: set[str] = set()
     pixels = hashlib.blake2b(digest_size=16)
     tell = _progress(sum(block.stop - block.start for block in blocks), "images fitted")
-    for pieces in _batches(blocks, reading, rejected):
+    for pieces in _batches(blocks, {**reading, "folder": detections}, rejected):
         stack = _joined(pieces)
         fitted, covariance = fit_rows(*stack, **fit)
         batch = empty_rows(len(stack.data)) | fitted
@@ -247,6 +260,7 @@ def report(
     origins: Sequence[str],
     reading: Mapping[str, Any],
     config: Mapping[str, Any],
+    detections: str | Path,
     log: str,
 ) -> None:
     """Write the report on a catalogue, with the time that each shard took."""
@@ -255,23 +269,11 @@ def report(
 
     facts = _facts(origins)
     benchmarks = [(shard, fact["seconds"], fact["images"]) for shard, fact in facts.items()]
-    write_report(catalogue, path, images=reading, benchmarks=benchmarks, config=config)
+    images = {**reading, "folder": detections}
+    write_report(catalogue, path, images=images, benchmarks=benchmarks, config=config)
 
 
 # ---- listing, reading and fitting -----------------------------------------------------------------------------------
-
-
-def _with_stamps(blocks: Sequence[Block], reading: Mapping[str, Any]) -> tuple[list[Block], list[Rejected]]:
-    """Blocks of the stamps that are cut out of these, and those of which none is."""
-    from pipeline.cutouts import add_stamps
-
-    found, rejected = [], []
-    for block in blocks:
-        try:
-            found.append(add_stamps(block, **reading))
-        except (ValueError, OSError) as error:
-            rejected.append(Rejected(block.file, block.hdu, -1, -1, str(error)))
-    return found, rejected
 
 
 def _batches(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: list[Rejected]) -> Iterator[list[Piece]]:
@@ -307,7 +309,7 @@ def _read(
     these goes to ``rejected``.
     """
     try:
-        yield start, read_planes(block, start, stop, **reading)
+        yield start, read_images(block, start, stop, **reading)
     except (ValueError, OSError) as error:
         planes, sources = identities(block, start, stop)
         if planes[0] == planes[-1]:

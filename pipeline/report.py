@@ -22,9 +22,10 @@ from scipy.ndimage import median_filter
 
 from pipeline.catalogue import Summary, read_rows, read_summary
 from pipeline.columns import BEAM, BIT, COLUMNS, DERIVED, FLAGS, PARAMETERS, SKY, decode_flags
-from pipeline.cutouts import add_stamps
+from pipeline.cutouts import scan_stamps
+from pipeline.detection import read_images
 from pipeline.files import replacing
-from pipeline.images import identities, read_planes, scan_file
+from pipeline.images import identities, scan_file
 from pipeline.model import gaussian
 
 SLAB = 50_000
@@ -425,14 +426,13 @@ def _pixels(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
     """Pixels (ny, nx) of a row, which were used, 1-sigma noise (1 where none is given), x and y of the first pixel."""
     reading = {key: value for key, value in images.items() if key != "files"}
-    blocks, _ = scan_file(row["file"], **reading)
+    blocks, _ = scan_file(row["file"], **reading) if images["cutouts"] is None else scan_stamps(row["file"], **reading)
     for block in (block for block in blocks if block.hdu == row["hdu"]):
-        cut = block if images["cutouts"] is None else add_stamps(block, **reading)
-        planes, sources = identities(cut, cut.start, cut.stop)
+        planes, sources = identities(block, block.start, block.stop)
         for number in np.flatnonzero((planes == row["plane"]) & (sources == row["source"])).tolist():
-            stack = read_planes(cut, number, number + 1, **reading)
+            stack = read_images(block, number, number + 1, **reading)
             noise = np.ones(stack.data.shape[1:]) if stack.noise_map is None else stack.noise_map[0]
-            corner = (0, 0) if cut.stamps is None else tuple(cut.stamps[number, 2:].tolist())
+            corner = (0, 0) if block.stamps is None else tuple(block.stamps[number, 2:].tolist())
             return np.asarray(stack.data[0], dtype=np.float64), ~stack.mask[0], noise, corner
     source = "" if images["cutouts"] is None else f" source {row['source']} in"
     msg = f"{row['file']}: no{source} plane {row['plane']} in HDU {row['hdu']} any more"

@@ -6,8 +6,8 @@ from astropy import units
 from astropy.io import fits
 from astropy.table import MaskedColumn, Table
 
-from pipeline.cutouts import add_stamps, first_pixels, nowhere, read_positions
-from pipeline.images import Rejected, read_planes, scan_file
+from pipeline.cutouts import first_pixels, nowhere, read_positions, scan_stamps
+from pipeline.images import Block, Rejected, read_planes, scan_file
 
 CELESTIAL = {
     "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.0, "CRPIX1": 21.0, "CRPIX2": 16.0,
@@ -30,11 +30,19 @@ def positions(folder, name="positions.csv", **columns):
     return str(file)
 
 
-def cut(file, cutouts, **section):
+def cut(file, cutouts, **section) -> Block:
     """The only block of a file, with its stamps."""
-    (block,), rejected = scan_file(file, cutouts=cutouts, **section)
+    (block,), rejected = scan_stamps(file, folder="", cutouts=cutouts, **section)
     assert rejected == []
-    return add_stamps(block, cutouts=cutouts, **section)
+    return block
+
+
+def reason(file, cutouts):
+    """The reason for which nothing is cut out of a file."""
+    found, (rejected,) = scan_stamps(file, folder="", cutouts=cutouts)
+    assert found == []
+    assert rejected[:4] == (file, 0, -1, -1)
+    return rejected.reason
 
 
 def read(block, **section):
@@ -194,11 +202,11 @@ def test_positions_on_the_sky_are_placed_by_the_header(tmp_path):
 
 def test_what_shows_no_source_says_why(tmp_path):
     file = put(tmp_path / "a.fits", ramp(30, 40))
-    with pytest.raises(ValueError, match="its header says nothing of the sky"):
-        cut(file, {"positions": positions(tmp_path, ra=[150], dec=[2]), "size": 9})
+    assert "its header says nothing of the sky" in reason(
+        file, {"positions": positions(tmp_path, ra=[150], dec=[2]), "size": 9}
+    )
     table = positions(tmp_path, "far.csv", x=[40, 3], y=[3, 29.5])
-    with pytest.raises(ValueError, match=r"none of the 2 positions of .*far.csv lies in it"):
-        cut(file, {"positions": table, "size": 9})
+    assert reason(file, {"positions": table, "size": 9}) == f"none of the 2 positions of {table} lies in it"
 
 
 def test_no_position_is_lost(tmp_path):

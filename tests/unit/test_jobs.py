@@ -41,9 +41,12 @@ def quiet(monkeypatch):
     monkeypatch.setattr(pipeline.fit, "fit_rows", mean_as_fit)
 
 
-def scanned(folder: Path, files: list[str], **reading) -> list[Path]:
+def scanned(folder: Path, files: list[str], shard_size: int = 1000, **reading) -> list[Path]:
     """Manifests of the shards of some files."""
-    jobs.scan(folder / "shards.txt", folder / "shards", files=files, reading=READING | reading, shard_size=1000, log="")
+    jobs.scan(
+        folder / "shards.txt", folder / "shards", files=files, reading=READING | reading, shard_size=shard_size,
+        detections=folder / "detections", log="",
+    )  # fmt: skip
     return [folder / "shards" / f"{name}.csv" for name in (folder / "shards.txt").read_text().split()]
 
 
@@ -51,7 +54,7 @@ def fitted(folder: Path, manifest: Path, **reading) -> dict[str, np.ndarray]:
     """Rows of the part that a manifest gives."""
     jobs.fit(
         folder / "part.h5", folder / "part.json", manifest=manifest, reading=READING | reading, fit=FIT,
-        log="", gpu=0, cache="",
+        detections=folder / "detections", log="", gpu=0, cache="",
     )  # fmt: skip
     return read_rows(folder / "part.h5")
 
@@ -95,7 +98,7 @@ def test_an_image_that_cannot_be_read_any_more_is_a_row_of_rejected(tmp_path):
 def test_one_bad_plane_costs_itself_alone(tmp_path, monkeypatch):
     write(tmp_path / "a.fits", (7, 8, 8), 10)
     (manifest,) = scanned(tmp_path, [str(tmp_path)])
-    read = jobs.read_planes
+    read = jobs.read_images
 
     def broken(block, start, stop, **reading):
         if start <= 4 < stop:
@@ -103,7 +106,7 @@ def test_one_bad_plane_costs_itself_alone(tmp_path, monkeypatch):
             raise ValueError(msg)
         return read(block, start, stop, **reading)
 
-    monkeypatch.setattr(jobs, "read_planes", broken)
+    monkeypatch.setattr(jobs, "read_images", broken)
     rows = fitted(tmp_path, manifest)
     assert rows["plane"].tolist() == [0, 1, 2, 3, 5, 6]
     assert rows["amp"].tolist() == [10, 11, 12, 13, 15, 16]
@@ -168,7 +171,7 @@ def test_a_plane_that_cannot_be_read_costs_its_stamps_a_row_each(tmp_path, monke
     write(tmp_path / "a.fits", (3, 30, 40), 10)
     cutouts = {"positions": table_of(tmp_path / "p.csv", x=[5, 25], y=[5, 25]), "size": 8}
     (manifest,) = scanned(tmp_path, [str(tmp_path / "a.fits")], cutouts=cutouts)
-    read, calls = jobs.read_planes, []
+    read, calls = jobs.read_images, []
 
     def broken(block, start, stop, **reading):
         calls.append(start)
@@ -177,7 +180,7 @@ def test_a_plane_that_cannot_be_read_costs_its_stamps_a_row_each(tmp_path, monke
             raise ValueError(msg)
         return read(block, start, stop, **reading)
 
-    monkeypatch.setattr(jobs, "read_planes", broken)
+    monkeypatch.setattr(jobs, "read_images", broken)
     rows = fitted(tmp_path, manifest, cutouts=cutouts)
     assert list(zip(rows["plane"], rows["source"], strict=True)) == [(0, 0), (0, 1), (2, 0), (2, 1)]
     rejected = read_rows(tmp_path / "part.h5", table="rejected")
@@ -200,29 +203,14 @@ def test_images_without_a_position_and_positions_without_an_image_are_rejected(t
 def test_a_moved_position_changes_the_manifest_of_its_shard_only(tmp_path):
     write(tmp_path / "a.fits", (30, 40), 10)
     x = np.arange(5.0, 35)
-    files, table = [str(tmp_path / "a.fits")], tmp_path / "p.csv"
-    cutouts = {"positions": table_of(table, x=x, y=x / 2), "size": 8}
-    jobs.scan(
-        tmp_path / "shards.txt",
-        tmp_path / "shards",
-        files=files,
-        reading=READING | {"cutouts": cutouts},
-        shard_size=10,
-        log="",
-    )
-    manifests = {path.name: path.read_bytes() for path in (tmp_path / "shards").iterdir()}
-    assert len(manifests) == 3
-    x[14] += 1
-    table_of(table, x=x, y=x / 2)
-    jobs.scan(
-        tmp_path / "shards.txt",
-        tmp_path / "shards",
-        files=files,
-        reading=READING | {"cutouts": cutouts},
-        shard_size=10,
-        log="",
-    )
-    changed = [path.name for path in (tmp_path / "shards").iterdir() if path.read_bytes() != manifests[path.name]]
+    manifests = []
+    for moved in (0, 1):
+        x[14] += moved
+        cutouts = {"positions": table_of(tmp_path / "p.csv", x=x, y=x / 2), "size": 8}
+        files = scanned(tmp_path, [str(tmp_path / "a.fits")], shard_size=10, cutouts=cutouts)
+        manifests.append({path.name: path.read_bytes() for path in files})
+    assert len(manifests[0]) == 3
+    changed = [name for name, text in manifests[1].items() if text != manifests[0][name]]
     assert [name[-6:] for name in changed] == ["-1.csv"]
 
 

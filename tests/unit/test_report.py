@@ -18,7 +18,15 @@ from pipeline.model import derived, gaussian
 
 FITTED = parameter_names("constant", "fit")
 NY, NX, COUNT = 24, 20, 60
-IMAGES = {"files": ["ignored"], "hdu": "auto", "column": None, "mask": None, "uncertainty": None, "cutouts": None}
+IMAGES = {
+    "files": ["ignored"],
+    "hdu": "auto",
+    "column": None,
+    "mask": None,
+    "uncertainty": None,
+    "cutouts": None,
+    "folder": "",
+}
 CONFIG = {"fit": {"background": "constant", "scale": "fit"}}
 EVIL = "<script>alert('x')&<b>.fits"
 
