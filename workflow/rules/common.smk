@@ -136,13 +136,13 @@ def fit_minutes(wildcards, input, attempt):
 
 
 def fit_mb(wildcards, input, attempt):
-    """About twice what a fit takes: JAX and its compiler, 20 kB a row, 300 bytes a pixel of the largest image; 30 for one
+    """About twice what a fit takes: JAX and its compiler, 20 kB a row, 300 bytes a pixel of the largest image; 20 for one
     that stamps are cut from, with its mask and map.
     """
     images, _, largest, parent = contents(
         input.manifest, os.stat(input.manifest).st_mtime_ns
     )
-    return attempt * round(2000 + images * 0.04 + largest * 6e-4 + parent * 6e-5)
+    return attempt * round(2000 + images * 0.04 + largest * 6e-4 + parent * 4e-5)
 
 
 def shard_files(pattern):
