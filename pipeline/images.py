@@ -445,7 +445,8 @@ def _tiles(layout: Layout, hdu: Hdu, pixels: Pixels, start: int, stop: int) -> n
     if sum(part.size for part in parts) != (stop - start) * pixels.ny * pixels.nx:
         msg = "its compressed pixels are not as many as its header promises"
         raise ValueError(msg)
-    return np.concatenate([part.reshape(-1, pixels.ny, pixels.nx) for part in parts])
+    planes = [part.reshape(-1, pixels.ny, pixels.nx) for part in parts]
+    return planes[0] if len(planes) == 1 else np.concatenate(planes)  # a large one is not to be copied
 
 
 def _tiles_by_fitsio(layout: Layout, hdu: Hdu, sections: list) -> list[np.ndarray] | None:
