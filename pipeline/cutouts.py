@@ -15,6 +15,7 @@ from astropy.io import ascii, registry
 from astropy.table import Column, MaskedColumn, Table
 
 from pipeline.detection import find_sources
+from pipeline.hdus import few
 from pipeline.images import Block, Rejected, scan_file
 from pipeline.sky import pixel_position, read_celestial
 
@@ -89,13 +90,19 @@ def cut(block: Block, *, folder: str | Path, **images: Any) -> tuple[list[Block]
         than to any beyond. None if there is not one stamp.
     rejected : list of Rejected
         The HDU if no position lies in it, or planes in which no source was found, with the reason.
+
+    Raises
+    ------
+    ValueError
+        As `read_positions`: without a table there is no image.
     """
     planes = range(block.start, block.stop)
     places: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     rejected = []
     if "positions" in images["cutouts"]:
+        positions = read_positions(images["cutouts"]["positions"])
         try:
-            places = dict.fromkeys(planes, _positions_in(block, images))
+            places = dict.fromkeys(planes, _positions_in(block, positions, images.get("column")))
         except (ValueError, OSError) as error:
             rejected.append(Rejected(block.file, block.hdu, -1, -1, str(error)))
     else:
@@ -135,10 +142,9 @@ def nowhere(blocks: Iterable[Block], cutouts: Mapping[str, Any]) -> list[Rejecte
     return [Rejected(positions.file, -1, -1, i, str(reasons[i])) for i in np.flatnonzero(missing).tolist()]
 
 
-def _positions_in(block: Block, images: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _positions_in(block: Block, positions: Positions, column: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Numbers of the positions in the planes of a block, and their x and y there; ValueError if there are none."""
-    positions = read_positions(images["cutouts"]["positions"])
-    x, y = _on_plane(positions, block, images.get("column"))
+    x, y = _on_plane(positions, block, column)
     # The comparison is false for NaN.
     sources = np.flatnonzero((x >= -0.5) & (x < block.nx - 0.5) & (y >= -0.5) & (y < block.ny - 0.5))
     if len(sources) == 0:
@@ -172,8 +178,7 @@ def _read_positions(file: str, path: str, mtime_ns: int) -> Positions:
     }
     kind = next((kind for kind, pair in pairs.items() if all(pair)), "")
     if not kind:
-        few = ", ".join(table.colnames[:12]) + (", ..." if len(table.colnames) > 12 else "")
-        msg = f"it has the columns {few}, wanted ra and dec [deg], or x and y [pixel from 0]"
+        msg = f"it has the columns {few(table.colnames)}, wanted ra and dec [deg], or x and y [pixel from 0]"
         raise ValueError(msg)
     if len(table) == 0:
         msg = "the table is empty, wanted at least one position"
