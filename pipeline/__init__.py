@@ -5,6 +5,7 @@ config       the config, checked and completed
 files        outputs that appear whole or not at all
 hdus         what a FITS file holds
 images       FITS <-> arrays, masks, uncertainty maps
+detection    sources found in larger images, and what of a stamp belongs to others
 shards       which job fits which images
 model        the Gaussian and what is derived from it
 simulate     images with known truth
@@ -19,6 +20,7 @@ quality      what a fit says about itself, flags
 program      the compiled fit of a queue of images of one shape
 fit          stacks of images -> rows and covariances
 sky          pixel <-> sky, beam
+cutouts      sources in larger images, by a table or by detection
 catalogue    parts and catalogue in HDF5
 report       the page that says what a run found
 runtime      log, threads, device, compile cache of a job

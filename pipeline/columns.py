@@ -46,7 +46,11 @@ FLAGS = (
     Flag(
         "HESSIAN_NOT_POSITIVE", 1, "the Hessian at the solution is not positive definite; hessian and sandwich are NaN"
     ),
-    Flag("NEAR_EDGE", 2, "the centre is outside the image or within sigma_major of its edge"),
+    Flag(
+        "NEAR_EDGE",
+        2,
+        "the centre is outside the image, or the stamp cut out of it, or within sigma_major of their edges",
+    ),
     Flag("ROUND", 3, f"ellipticity is below {ROUND_ERRORS:g} of its standard errors: theta is undefined"),
     Flag("TOO_FEW_PIXELS", 4, "fewer used pixels than twice the number of fitted parameters: not fitted"),
     Flag("NON_FINITE", 5, "a fitted parameter or its error is not finite"),
@@ -125,7 +129,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("file", "S", "", "path as expanded from the config", "identity"),
     Column("hdu", "i8", "", "number of the HDU in the file, from 0", "identity"),
     Column("plane", "i8", "", "number of the plane in the HDU (row of a table column), from 0, C order", "identity"),
-    Column("source", "i8", "", "number of the source in the plane, from 0; 0 where there is only one", "identity"),
+    Column(
+        "source",
+        "i8",
+        "",
+        "number of the source in the plane, from 0 (row of the table of positions); 0 where there is only one",
+        "identity",
+    ),
     *(c for n, (u, d) in _FITTED.items() for c in _pair(n, u, u, d, "fitted")),
     *(
         Column(f"{n}_bias", "f8", u, f"what to expect of {n} beyond the truth", "fitted")

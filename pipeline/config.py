@@ -91,10 +91,20 @@ def _complete(value: Any, part: dict[str, Any]) -> Any:
         return [_complete(item, part["items"]) for item in value]
     for choice in part.get("anyOf", []):
         if jsonschema.Draft202012Validator({**choice, "$defs": schema()["$defs"]}).is_valid(value):
-            return value if "properties" in choice else _complete(value, choice)
+            return _with_defaults(value, choice) if "properties" in choice else _complete(value, choice)
     # 1.0e+4 is an integer to JSON schema, and a float to YAML.
     kind = {"number": float, "integer": int}.get(part.get("type", ""))
     return kind(value) if kind and not isinstance(value, bool) else value
+
+
+def _with_defaults(value: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """A section that is one choice of several: complete where its keys have defaults, no others are added."""
+    parts = {key: _resolve(sub) for key, sub in part["properties"].items()}
+    return {
+        key: _complete(value.get(key, sub.get("default")), sub)
+        for key, sub in parts.items()
+        if key in value or "default" in sub
+    }
 
 
 def _wanted(part: dict[str, Any]) -> str:

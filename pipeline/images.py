@@ -33,10 +33,11 @@ _SUFFIXES = re.compile(r"\.(fits|fit|fts)(\.(gz|bz2|fz))?$", re.IGNORECASE)
 
 
 class Block(NamedTuple):
-    """Planes ``start`` to ``stop - 1`` of one HDU, all ``(ny, nx)``.
+    """Images ``start`` to ``stop - 1`` of one HDU with planes of ``(ny, nx)``: its planes, or stamps cut out of them.
 
     ``size`` and ``changed_ns`` (the later of modification and status change) are sums over the file and its mask and
-    uncertainty files, so that any change shows.
+    uncertainty files, so that any change shows. ``stamps``, int64 ``(stop - start, 4)``, has of each stamp its plane,
+    its source, and x and y of its first pixel, which may lie outside the plane; None: image i is plane i.
     """
 
     file: str
@@ -47,6 +48,7 @@ class Block(NamedTuple):
     nx: int
     size: int
     changed_ns: int
+    stamps: np.ndarray | None = None
 
 
 class Rejected(NamedTuple):
@@ -67,7 +69,7 @@ class Stack(NamedTuple):
     data : (n, ny, nx) float32 or float64 ndarray
         Pixel values in the unit of the image, native byte order; NaN where the file says NaN, infinity or BLANK.
     mask : (n, ny, nx) bool ndarray
-        True = not used: no finite value, masked, or without a usable uncertainty.
+        True = not used: no finite value, masked, without a usable uncertainty, or, of a stamp, beyond the plane's edge.
     noise_map : (n, ny, nx) ndarray of the dtype of ``data``, or None
         1-sigma uncertainty; 1 where it is not usable, and ``mask`` is True there.
     """
@@ -85,6 +87,21 @@ class _Map(NamedTuple):
     column: str | None
     bits: tuple[int, ...]
     kind: str
+
+
+class _Cuts(NamedTuple):
+    """Stamps (n, 4) as in `Block`, at least one, all of one shape (ny, nx)."""
+
+    stamps: np.ndarray
+    shape: tuple[int, int]
+
+    def planes(self) -> tuple[int, int]:
+        """The first plane that is needed, and the one after the last."""
+        return int(self.stamps[:, 0].min()), int(self.stamps[:, 0].max()) + 1
+
+
+#: Planes by number, or stamps.
+_Which = range | _Cuts
 
 
 # ---- which files
@@ -251,6 +268,19 @@ def _absent(there: tuple[Hdu, ...], wanted: int | str) -> str:
 # ---- pixels
 
 
+def image_shape(block: Block, cutouts: dict[str, Any] | None) -> tuple[int, int]:
+    """``(ny, nx)`` of the images of a block, by the setting ``cutouts`` of the config."""
+    return (block.ny, block.nx) if cutouts is None else (cutouts["size"], cutouts["size"])
+
+
+def identities(block: Block, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Plane and source, int64 ``(stop - start,)`` each, of images ``start`` to ``stop - 1`` of an HDU."""
+    if block.stamps is None:
+        return np.arange(start, stop), np.zeros(stop - start, np.int64)
+    stamps = block.stamps[start - block.start : stop - block.start]
+    return stamps[:, 0], stamps[:, 1]
+
+
 def read_planes(
     block: Block,
     start: int,
@@ -259,14 +289,15 @@ def read_planes(
     column: str | None = None,
     mask: Any = None,
     uncertainty: Any = None,
+    cutouts: dict[str, Any] | None = None,
     **_: Any,
 ) -> Stack:
-    """Read planes ``start`` to ``stop - 1``, counted from the first of the HDU, with mask and uncertainty.
+    """Read images ``start`` to ``stop - 1``, counted from the first of the HDU, with mask and uncertainty.
 
     Parameters
     ----------
     block : Block
-        As `scan_file` found it, or a part of that.
+        As `scan_file` found it, or a part of that; with ``stamps`` these are read, without them whole planes.
     column : str, optional
         The image column, as for `scan_file`.
     mask : int, str or dict, optional
@@ -275,6 +306,8 @@ def read_planes(
     uncertainty : int, str or dict, optional
         1-sigma map: HDU of the same file, or ``{files, hdu, column}``; or one of these within ``{variance: ...}`` or
         ``{weight: ...}``. What is not finite or not above 0 is not used.
+    cutouts : dict, optional
+        ``size``: side of the stamps [pixel].
 
     Notes
     -----
@@ -298,30 +331,40 @@ def read_planes(
         layout = hdus.layout(block.file)
         hdu = layout.hdus[block.hdu]
         pixels = hdus.pixels(hdu, column)
-        data, unusable = _physical(_stored(layout, hdu, pixels, start, stop), pixels)
+        which: _Which = range(start, stop)
+        if block.stamps is not None:
+            which = _Cuts(block.stamps[start - block.start : stop - block.start], image_shape(block, cutouts))
+        data, unusable = _physical(_stored(layout, hdu, pixels, which), pixels)
     except _TROUBLE as error:
         msg = f"{block.file}: HDU {block.hdu}: {_words(error)}"
         raise ValueError(msg) from error
     if masks is not None:
-        unusable |= _mask(*_read_map(block, hdu, pixels.planes, start, stop, masks), masks.bits)
+        unusable |= _mask(*_read_map(block, hdu, pixels.planes, which, masks), masks.bits)
     noise = None
     if maps is not None:
-        values, _unused = _physical(*_read_map(block, hdu, pixels.planes, start, stop, maps))
+        values, _unused = _physical(*_read_map(block, hdu, pixels.planes, which, maps))
         with np.errstate(over="ignore"):
             noise = np.broadcast_to(_sigma(values.astype(float), maps.kind), data.shape).astype(data.dtype)
         useless = ~(np.isfinite(noise) & (noise > 0))  # after the conversion, which may overflow or underflow
         noise[useless] = 1
         unusable |= useless
+    if isinstance(which, _Cuts):
+        beyond = ~_inside(which, pixels)
+        data[beyond] = np.nan
+        unusable |= beyond
     return Stack(data, unusable, noise)
 
 
-def _stored(layout: Layout, hdu: Hdu, pixels: Pixels, start: int, stop: int) -> np.ndarray:
-    """Planes as stored: ``(n, ny, nx)``, neither scaled nor in native byte order."""
+def _stored(layout: Layout, hdu: Hdu, pixels: Pixels, which: _Which) -> np.ndarray:
+    """Planes or stamps as stored: ``(n, ny, nx)``, neither scaled nor in native byte order."""
     if hdu.problem:
         raise ValueError(hdu.problem)
+    start, stop = (which.start, which.stop) if isinstance(which, range) else which.planes()
     if not 0 <= start < stop <= pixels.planes:
         msg = f"it has {pixels.planes} planes, wanted {start} to {stop - 1}"
         raise ValueError(msg)
+    if isinstance(which, _Cuts):
+        return _stamps(layout, hdu, pixels, which)
     if hdus.is_tiled(hdu):
         return _tiles(layout, hdu, pixels, start, stop)
     first, last = start // pixels.per_row, -(-stop // pixels.per_row)
@@ -336,6 +379,49 @@ def _stored(layout: Layout, hdu: Hdu, pixels: Pixels, start: int, stop: int) -> 
     strides = (pixels.row_bytes, pixels.ny * line, line, pixels.dtype.itemsize)
     planes = np.ndarray(shape, pixels.dtype, buffer.data, pixels.offset, strides).reshape(-1, pixels.ny, pixels.nx)
     return planes[start - first * pixels.per_row :][: stop - start]
+
+
+def _stamps(layout: Layout, hdu: Hdu, pixels: Pixels, cuts: _Cuts) -> np.ndarray:
+    """Stamps as stored, 0 beyond the edges: slices of one plane after the other, of which no copy is made."""
+    ny, nx = cuts.shape
+    of, changed_ns = cuts.stamps[:, 0], os.stat(layout.path).st_mtime_ns
+    result = None
+    for number in np.unique(of).tolist():
+        if hdus.is_tiled(hdu):
+            plane = _tiled_plane(layout.path, changed_ns, hdu.number, number)
+        else:
+            plane = _mapped_plane(layout, hdu, pixels, number)
+        if result is None:  # decoders have their own idea of byte order
+            result = np.zeros((len(of), ny, nx), plane.dtype)
+        for i in np.flatnonzero(of == number).tolist():
+            x, y = cuts.stamps[i, 2:].tolist()
+            left, low = max(-x, 0), max(-y, 0)
+            part = plane[y + low : max(y + ny, 0), x + left : max(x + nx, 0)]
+            result[i, low : low + part.shape[0], left : left + part.shape[1]] = part
+    assert result is not None
+    return result
+
+
+def _inside(cuts: _Cuts, pixels: Pixels) -> np.ndarray:
+    """Which pixels of stamps lie in the plane, bool (n, ny, nx)."""
+    ny, nx = cuts.shape
+    x, y = cuts.stamps[:, 2, None] + np.arange(nx), cuts.stamps[:, 3, None] + np.arange(ny)
+    return ((y >= 0) & (y < pixels.ny))[:, :, None] & ((x >= 0) & (x < pixels.nx))[:, None, :]
+
+
+def _mapped_plane(layout: Layout, hdu: Hdu, pixels: Pixels, plane: int) -> np.ndarray:
+    """A plane where it lies in the file: what is not looked at is not read."""
+    row, place = divmod(plane, pixels.per_row)
+    offset = hdu.data + row * pixels.row_bytes + pixels.offset + place * pixels.ny * pixels.nx * pixels.dtype.itemsize
+    return np.asarray(np.memmap(layout.path, pixels.dtype, "r", offset, (pixels.ny, pixels.nx)))
+
+
+@lru_cache(maxsize=4)
+def _tiled_plane(path: str, changed_ns: int, number: int, plane: int) -> np.ndarray:
+    """A tile-compressed plane, remembered with those of its mask and map: many batches of stamps come from it."""
+    layout = hdus.layout(path)
+    hdu = layout.hdus[number]
+    return _tiles(layout, hdu, hdus.pixels(hdu, None), plane, plane + 1)[0]
 
 
 def _tiles(layout: Layout, hdu: Hdu, pixels: Pixels, start: int, stop: int) -> np.ndarray:
@@ -359,7 +445,8 @@ def _tiles(layout: Layout, hdu: Hdu, pixels: Pixels, start: int, stop: int) -> n
     if sum(part.size for part in parts) != (stop - start) * pixels.ny * pixels.nx:
         msg = "its compressed pixels are not as many as its header promises"
         raise ValueError(msg)
-    return np.concatenate([part.reshape(-1, pixels.ny, pixels.nx) for part in parts])
+    planes = [part.reshape(-1, pixels.ny, pixels.nx) for part in parts]
+    return planes[0] if len(planes) == 1 else np.concatenate(planes)  # a large one is not to be copied
 
 
 def _tiles_by_fitsio(layout: Layout, hdu: Hdu, sections: list) -> list[np.ndarray] | None:
@@ -440,8 +527,8 @@ def _as_map(setting: Any) -> _Map:
     return _Map(setting.get("files"), setting.get("hdu"), setting.get("column"), bits, "sigma")
 
 
-def _read_map(block: Block, of: Hdu, planes: int, start: int, stop: int, wanted: _Map) -> tuple[np.ndarray, Pixels]:
-    """Stored planes of a map, those of the images or the one there is, and how they lie."""
+def _read_map(block: Block, of: Hdu, planes: int, which: _Which, wanted: _Map) -> tuple[np.ndarray, Pixels]:
+    """Stored planes or stamps of a map, those of the images or of the one plane there is, and how they lie."""
     files = [block.file] if wanted.files is None else _companions(block.file, wanted.files)
     if len(files) > 1:
         msg = f"{block.file}: {len(files)} files match {wanted.files}, wanted one ({hdus.few(files, 2)})"
@@ -453,7 +540,9 @@ def _read_map(block: Block, of: Hdu, planes: int, start: int, stop: int, wanted:
             got = f"{pixels.planes} x {pixels.ny} x {pixels.nx} (planes, NAXIS2, NAXIS1)"
             msg = f"HDU {hdu.number} is {got}, wanted 1 or {planes} x {block.ny} x {block.nx} as in {block.file}"
             raise ValueError(msg)
-        return _stored(layout, hdu, pixels, *((0, 1) if pixels.planes == 1 else (start, stop))), pixels
+        if pixels.planes == 1:
+            which = range(1) if isinstance(which, range) else which._replace(stamps=which.stamps * [0, 1, 1, 1])
+        return _stored(layout, hdu, pixels, which), pixels
     except _TROUBLE as error:
         msg = f"{files[0]}: {_words(error)}"
         raise ValueError(msg) from error

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import platform
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -19,8 +18,18 @@ from astropy.wcs import WCS
 from pipeline import __version__, runtime
 from pipeline.catalogue import merge, read_rows, write_part
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, PARAMETERS, empty_rows, parameter_names
+from pipeline.detection import forget_others, read_images
 from pipeline.files import replacing
-from pipeline.images import Block, Rejected, Stack, list_files, read_header, read_planes, scan_file
+from pipeline.images import (
+    Block,
+    Rejected,
+    Stack,
+    identities,
+    image_shape,
+    list_files,
+    read_header,
+    scan_file,
+)
 from pipeline.shards import assign, image_ids, read_manifest, write_manifests
 
 #: Pixels fitted at a time, 64 MiB in float64: what a job needs in memory does not grow with its shard.
@@ -30,7 +39,7 @@ BATCH_PIXELS = 1 << 23
 PROGRESS_SECONDS = 5.0
 
 #: Packages that the numbers of a catalogue depend on.
-PACKAGES = ("numpy", "scipy", "jax", "jaxlib", "astropy", "fitsio", "h5py")
+PACKAGES = ("numpy", "scipy", "jax", "jaxlib", "astropy", "fitsio", "sep", "h5py")
 
 
 class Sky(NamedTuple):
@@ -43,7 +52,7 @@ class Sky(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Planes of one block as read: the first is plane ``start`` of its HDU and image ``position`` of the shard."""
+    """Images of one block as read: the first is image ``start`` of its HDU and image ``position`` of the shard."""
 
     block: Block
     start: int
@@ -67,7 +76,14 @@ def simulate(
 
 
 def scan(
-    shards: str, manifests: str | Path, *, files: list[str], reading: Mapping[str, Any], shard_size: int, log: str
+    shards: str,
+    manifests: str | Path,
+    *,
+    files: list[str],
+    reading: Mapping[str, Any],
+    shard_size: int,
+    detections: str | Path,
+    log: str,
 ) -> None:
     """List the images and divide them into shards.
 
@@ -80,24 +96,35 @@ def scan(
     files : list of str
         ``images.files`` of the config.
     reading : dict
-        ``hdu, column, mask, uncertainty`` of the config.
+        ``hdu, column, mask, uncertainty, cutouts`` of the config.
     shard_size : int
         Images a shard, about.
+    detections : path
+        Folder of what was found in larger images, see `pipeline.detection`.
 
     Raises
     ------
     ValueError
-        If there is nothing at all under the names given, not even something to reject.
+        If there is nothing at all under the names given, not even something to reject; if the table of positions is
+        none.
     """
     runtime.start_log(log)
     found, rejected = list_files(files)
     blocks: list[Block] = []
+    look: Callable = functools.partial(scan_file, **reading)
+    if reading["cutouts"] is not None:
+        from pipeline import cutouts  # here, because it imports jax, which others need not wait for
+
+        look = functools.partial(cutouts.scan_stamps, folder=detections, **reading)
     tell = _progress(len(found), "files scanned")
     for number, file in enumerate(found):
-        its_blocks, its_rejected = scan_file(file, **reading)
+        its_blocks, its_rejected = look(file)
         blocks += its_blocks
         rejected += its_rejected
         tell(number + 1)
+    if reading["cutouts"] is not None:
+        rejected += cutouts.nowhere(blocks, reading["cutouts"])
+    forget_others(detections, blocks, **reading)
     names = write_manifests(manifests, assign(blocks, shard_size, rejected))
     if not names:
         msg = f"images.files: nothing found under {', '.join(files)}, wanted FITS files"
@@ -116,6 +143,7 @@ def fit(
     manifest: str,
     reading: Mapping[str, Any],
     fit: Mapping[str, Any],
+    detections: str | Path,
     log: str,
     gpu: int,
     cache: str | Path,
@@ -132,7 +160,9 @@ def fit(
     manifest : path
         The shard's blocks, by `scan`.
     reading, fit : dict
-        ``hdu, column, mask, uncertainty`` and the section ``fit`` of the config.
+        ``hdu, column, mask, uncertainty, cutouts`` and the section ``fit`` of the config.
+    detections : path
+        As for `scan`.
     """
     runtime.start_log(log)
     # One thread, however many there are: sums of large images are divided among threads, and their bits with them.
@@ -149,7 +179,7 @@ def fit(
     units: set[str] = set()
     pixels = hashlib.blake2b(digest_size=16)
     tell = _progress(sum(block.stop - block.start for block in blocks), "images fitted")
-    for pieces in _batches(blocks, reading, rejected):
+    for pieces in _batches(blocks, {**reading, "folder": detections}, rejected):
         stack = _joined(pieces)
         fitted, covariance = fit_rows(*stack, **fit)
         batch = empty_rows(len(stack.data)) | fitted
@@ -230,6 +260,7 @@ def report(
     origins: Sequence[str],
     reading: Mapping[str, Any],
     config: Mapping[str, Any],
+    detections: str | Path,
     log: str,
 ) -> None:
     """Write the report on a catalogue, with the time that each shard took."""
@@ -238,10 +269,11 @@ def report(
 
     facts = _facts(origins)
     benchmarks = [(shard, fact["seconds"], fact["images"]) for shard, fact in facts.items()]
-    write_report(catalogue, path, images=reading, benchmarks=benchmarks, config=config)
+    images = {**reading, "folder": detections}
+    write_report(catalogue, path, images=images, benchmarks=benchmarks, config=config)
 
 
-# ---- reading and fitting --------------------------------------------------------------------------------------------
+# ---- listing, reading and fitting -----------------------------------------------------------------------------------
 
 
 def _batches(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: list[Rejected]) -> Iterator[list[Piece]]:
@@ -252,13 +284,14 @@ def _batches(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: list
     waiting: dict[tuple[int, int], list[Piece]] = {}
     pixels = position = 0
     for block in blocks:
-        step = max(1, BATCH_PIXELS // (block.ny * block.nx))
+        shape = image_shape(block, reading["cutouts"])
+        step = max(1, BATCH_PIXELS // (shape[0] * shape[1]))
         for first in range(block.start, block.stop, step):
             for start, stack in _read(block, first, min(first + step, block.stop), reading, rejected):
                 # Now, while the reader still knows where the header lies.
                 sky = _sky(block.file, block.hdu, block.changed_ns, reading["column"])
                 place = position + start - block.start
-                waiting.setdefault((block.ny, block.nx), []).append(Piece(block, start, place, stack, sky))
+                waiting.setdefault(shape, []).append(Piece(block, start, place, stack, sky))
                 pixels += stack.data.size
             if pixels >= BATCH_PIXELS:
                 yield from waiting.values()
@@ -270,16 +303,18 @@ def _batches(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: list
 def _read(
     block: Block, start: int, stop: int, reading: Mapping[str, Any], rejected: list[Rejected]
 ) -> Iterator[tuple[int, Stack]]:
-    """Planes ``start`` to ``stop - 1``, as stacks and the number of the first plane in each.
+    """Images ``start`` to ``stop - 1``, as stacks and the number of the first image in each.
 
-    Where they cannot be read together their halves are tried, down to the planes that are to blame: only these go to
-    ``rejected``.
+    Where they cannot be read together their halves are tried, down to the planes that are to blame: only what is in
+    these goes to ``rejected``.
     """
     try:
-        yield start, read_planes(block, start, stop, **reading)
+        yield start, read_images(block, start, stop, **reading)
     except (ValueError, OSError) as error:
-        if stop - start == 1:
-            rejected.append(Rejected(block.file, block.hdu, start, -1, str(error)))
+        planes, sources = identities(block, start, stop)
+        if planes[0] == planes[-1]:
+            numbers = [-1] if block.stamps is None else sources.tolist()
+            rejected += [Rejected(block.file, block.hdu, int(planes[0]), source, str(error)) for source in numbers]
             return
         middle = (start + stop) // 2
         yield from _read(block, start, middle, reading, rejected)
@@ -302,10 +337,12 @@ def _complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[Pie
     counts = [len(piece.stack.data) for piece in pieces]
     for (block, start, _, _, sky), stop, count in zip(pieces, np.cumsum(counts), counts, strict=True):
         here = slice(stop - count, stop)
-        planes = np.arange(start, start + count)
+        planes, sources = identities(block, start, start + count)
         rows["file"][here], rows["hdu"][here] = block.file, block.hdu
-        rows["plane"][here], rows["source"][here] = planes, 0
-        rows["image_id"][here] = image_ids(block.file, block.hdu, planes)
+        rows["plane"][here], rows["source"][here] = planes, sources
+        rows["image_id"][here] = image_ids(block.file, block.hdu, planes, sources)
+        if block.stamps is not None:
+            _move_to_parent(rows, here, block, start)
         rows["flags"][here] |= 0 if sky.usable else BIT["NO_SKY"]
     headers = [
         (piece.sky.wcs, piece.sky.beam, count)
@@ -319,21 +356,32 @@ def _complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[Pie
             rows[name][known] = values
 
 
+def _move_to_parent(rows: dict[str, np.ndarray], here: slice, block: Block, start: int) -> None:
+    """Count positions in stamps, the first of them image ``start``, from the first pixel of their planes.
+
+    The edge of a plane is an edge as that of a stamp is.
+    """
+    assert block.stamps is not None
+    corners = block.stamps[start - block.start :][: here.stop - here.start, 2:].T
+    edge = np.full(corners.shape[1], np.inf)
+    for axis, corner, length in zip("xy", corners, (block.nx, block.ny), strict=True):
+        for name in (f"{axis}0", f"{axis}0_start"):
+            rows[name][here] += corner
+        centre = rows[f"{axis}0"][here]
+        edge = np.minimum(edge, np.minimum(centre + 0.5, length - 0.5 - centre))
+    rows["flags"][here] |= np.where(edge < rows["sigma_major"][here], BIT["NEAR_EDGE"], 0)
+
+
 @functools.lru_cache(maxsize=1)
 def _sky(file: str, hdu: int, changed_ns: int, column: str | None) -> Sky:
     """What the header of an HDU says of sky, beam and unit; the last one is kept, for blocks read in several pieces."""
-    from pipeline.sky import beam, celestial
+    from pipeline.sky import beam, read_celestial
 
     unit = ""
     try:
         header = read_header(file, hdu)
         unit = _unit(header, column)
-        # Distortions given as tables lie in other HDUs of the file.
-        if any(re.match("CPDIS|D2IM", key) for key in header):
-            with fits.open(file) as hdus:
-                wcs = celestial(header, column=column, hdus=hdus)
-        else:
-            wcs = celestial(header, column=column)
+        wcs = read_celestial(file, hdu, column)
     except (ValueError, OSError) as error:
         runtime.LOG.warning("%s: HDU %d: %s", file, hdu, error)
         return Sky(None, None, False, unit)

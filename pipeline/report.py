@@ -22,8 +22,10 @@ from scipy.ndimage import median_filter
 
 from pipeline.catalogue import Summary, read_rows, read_summary
 from pipeline.columns import BEAM, BIT, COLUMNS, DERIVED, FLAGS, PARAMETERS, SKY, decode_flags
+from pipeline.cutouts import scan_stamps
+from pipeline.detection import read_images
 from pipeline.files import replacing
-from pipeline.images import read_planes, scan_file
+from pipeline.images import identities, scan_file
 from pipeline.model import gaussian
 
 SLAB = 50_000
@@ -406,10 +408,11 @@ def _picture(path: str | Path, index: int, why: str, summary: Summary, images: M
     if math.isfinite(row["ra"]) and math.isfinite(row["dec"]):
         numbers.append(("ra, dec", _minus(f"{row['ra']:.5f}, {row['dec']:+.5f}"), summary.units["ra"]))
     try:
-        data, used, noise = _pixels(row, images)
+        data, used, noise, corner = _pixels(row, images)
+        shown = row | {name: row[name] - corner["xy".index(name[0])] for name in ("x0", "y0", "x0_start", "y0_start")}
         # Fits that went astray overflow, and pixels that were not used may hold anything.
         with np.errstate(all="ignore"):
-            panels, problem = _panels(row, data, used, noise, summary.units["amp"]), ""
+            panels, problem = _panels(shown, data, used, noise, summary.units["amp"]), ""
     except (OSError, ValueError) as error:
         panels, problem = [], f"The pixels could not be read again: {error}"
     return {"row": row, "why": why, "flags": decode_flags(int(row["flags"])), "numbers": numbers} | {
@@ -418,16 +421,21 @@ def _picture(path: str | Path, index: int, why: str, summary: Summary, images: M
     }
 
 
-def _pixels(row: Mapping[str, Any], images: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels (ny, nx) of a row, which of them were used, and their 1-sigma noise (1 where none is given)."""
-    plane = int(row["plane"])
-    blocks, _ = scan_file(row["file"], **{k: v for k, v in images.items() if k != "files"})
-    for block in blocks:
-        if block.hdu == row["hdu"] and block.start <= plane < block.stop:
-            stack = read_planes(block, plane, plane + 1, **{k: v for k, v in images.items() if k != "files"})
+def _pixels(
+    row: Mapping[str, Any], images: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
+    """Pixels (ny, nx) of a row, which were used, 1-sigma noise (1 where none is given), x and y of the first pixel."""
+    reading = {key: value for key, value in images.items() if key != "files"}
+    blocks, _ = scan_file(row["file"], **reading) if images["cutouts"] is None else scan_stamps(row["file"], **reading)
+    for block in (block for block in blocks if block.hdu == row["hdu"]):
+        planes, sources = identities(block, block.start, block.stop)
+        for number in np.flatnonzero((planes == row["plane"]) & (sources == row["source"])).tolist():
+            stack = read_images(block, number, number + 1, **reading)
             noise = np.ones(stack.data.shape[1:]) if stack.noise_map is None else stack.noise_map[0]
-            return np.asarray(stack.data[0], dtype=np.float64), ~stack.mask[0], noise
-    msg = f"{row['file']}: no plane {plane} in HDU {row['hdu']} any more"
+            corner = (0, 0) if block.stamps is None else tuple(block.stamps[number, 2:].tolist())
+            return np.asarray(stack.data[0], dtype=np.float64), ~stack.mask[0], noise, corner
+    source = "" if images["cutouts"] is None else f" source {row['source']} in"
+    msg = f"{row['file']}: no{source} plane {row['plane']} in HDU {row['hdu']} any more"
     raise ValueError(msg)
 
 

@@ -3,9 +3,11 @@
 A shard is a name and its rows. Names are stable: ``b-<k>-<i>`` is bucket ``i`` of the ``2^k`` that files are hashed
 into, ``f-<hash>-<hdu>-<i>`` is block ``i`` of an HDU with at least ``shard_size`` images, of the file with this hash.
 ``k`` grows only when the number of images in buckets doubles, so one image more or less changes the rows of one shard.
+Stamps cut out of planes are images like any other, in the order of plane and source; the manifest lists them one by
+one, so that what moves a stamp fits its shard again, and what moves none does not.
 
-The order of shards, and with it of the catalogue, is: buckets by number, then blocks by (file, hdu, first plane);
-within a shard (file, hdu, first plane).
+The order of shards, and with it of the catalogue, is: buckets by number, then blocks by (file, hdu, first image);
+within a shard (file, hdu, first image).
 """
 
 import csv
@@ -14,6 +16,7 @@ import io
 import os
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,11 @@ from pipeline.images import Block, Rejected
 #: What a shard can be called, as a regular expression.
 NAME = r"b-\d{2}-\d{8}|f-[0-9a-f]{16}-\d+-\d+"
 
-_HEADER = ("kind", "file", "hdu", "start", "stop", "ny", "nx", "size", "changed_ns", "plane", "source", "reason")
+#: A row is a block (image), a stamp of the block above it, or what was rejected; what does not apply to it is empty.
+_HEADER = (
+    *("kind", "file", "hdu", "start", "stop", "ny", "nx", "size", "changed_ns"),
+    *("plane", "source", "x", "y", "reason"),
+)
 
 
 def _digest(data: str) -> bytes:
@@ -59,7 +66,7 @@ def assign(blocks: list[Block], shard_size: int, rejected: list[Rejected] | None
         if isinstance(row, Block) and row.stop - row.start >= shard_size:
             name = f"f-{_digest(row.file).hex()}-{row.hdu}"
             starts = range(row.start, row.stop, shard_size)
-            cuts = [row._replace(start=start, stop=min(start + shard_size, row.stop)) for start in starts]
+            cuts = [_cut(row, start, min(start + shard_size, row.stop)) for start in starts]
             pieces += [(cut, f"{name}-{cut.start // shard_size}") for cut in cuts]
         else:
             # The leading bits: with one bit more each bucket becomes two.
@@ -68,6 +75,11 @@ def assign(blocks: list[Block], shard_size: int, rejected: list[Rejected] | None
     for cut, name in sorted(pieces):
         shards.setdefault(name, []).append(cut)
     return shards
+
+
+def _cut(block: Block, start: int, stop: int) -> Block:
+    stamps = None if block.stamps is None else block.stamps[start - block.start : stop - block.start]
+    return block._replace(start=start, stop=stop, stamps=stamps)
 
 
 def _order(row: Block | Rejected) -> tuple[str, int, int, str]:
@@ -89,7 +101,7 @@ def write_manifests(folder: str | Path, shards: dict[str, list]) -> list[str]:
         text = io.StringIO(newline="")
         table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # for \r in a file name
         table.writerow(_HEADER)
-        table.writerows(_fields(row) for row in rows)
+        table.writerows(line for row in rows for line in _lines(row))
         data = text.getvalue().encode("utf-8", "surrogateescape")
         path = folder / f"{name}.csv"
         if name not in old or path.read_bytes() != data:
@@ -100,22 +112,33 @@ def write_manifests(folder: str | Path, shards: dict[str, list]) -> list[str]:
     return list(shards)
 
 
-def _fields(row: Block | Rejected) -> tuple:
-    if isinstance(row, Block):
-        return ("image", *row, "", "", "")
-    return ("rejected", row.file, row.hdu, "", "", "", "", "", "", row.plane, row.source, row.reason)
+def _lines(row: Block | Rejected) -> Iterator[tuple]:
+    if isinstance(row, Rejected):
+        yield ("rejected", row.file, row.hdu, *[""] * 6, row.plane, row.source, "", "", row.reason)
+        return
+    *block, stamps = row
+    yield ("image", *block, *[""] * 5)
+    for stamp in [] if stamps is None else stamps.tolist():
+        yield ("stamp", *[""] * 8, *stamp, "")
 
 
 def read_manifest(path: str | Path) -> tuple[list[Block], list[Rejected]]:
     """Rows of a manifest: images, and what was rejected when they were looked for."""
-    blocks, rejected = [], []
+    blocks: list[Block] = []
+    stamps: dict[int, list[tuple[str, ...]]] = {}
+    rejected = []
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as stream:
         for row in csv.DictReader(stream):
             if row["kind"] == "image":
-                blocks.append(Block(row["file"], *(int(row[name]) for name in Block._fields[1:])))
+                hdu, start, stop, ny, nx, size, changed_ns = (int(row[name]) for name in Block._fields[1:-1])
+                blocks.append(Block(row["file"], hdu, start, stop, ny, nx, size, changed_ns))
+            elif row["kind"] == "stamp":
+                stamps.setdefault(len(blocks) - 1, []).append((row["plane"], row["source"], row["x"], row["y"]))
             else:
                 hdu, plane, source = (int(row[name]) for name in ("hdu", "plane", "source"))
                 rejected.append(Rejected(row["file"], hdu, plane, source, row["reason"]))
+    for place, its_stamps in stamps.items():
+        blocks[place] = blocks[place]._replace(stamps=np.array(its_stamps).astype(np.int64))
     return blocks, rejected
 
 

@@ -21,6 +21,7 @@ from astropy.time import Time
 from astropy.wcs import WCS, NoConvergence
 
 from pipeline.columns import BEAM, SKY
+from pipeline.images import read_header
 
 #: Rows in one call of the compiled function: one shape, so one compilation, and no row depends on how many there are.
 CHUNK = 64
@@ -89,6 +90,21 @@ def celestial(header: fits.Header, *, column: str | None = None, hdus: fits.HDUL
         msg = f"unusable WCS ({types['CTYPE1']}, {types['CTYPE2']}): {' '.join(reason.split()).rstrip(' :')}"
         raise ValueError(msg) from error
     return wcs
+
+
+def read_celestial(file: str, hdu: int, column: str | None = None) -> WCS | None:
+    """`celestial` of an HDU of a file, distortions given as tables in other HDUs included.
+
+    Raises
+    ------
+    ValueError, OSError
+        As `celestial`, or if the header cannot be read.
+    """
+    header = read_header(file, hdu)
+    if not any(re.match("CPDIS|D2IM", key) for key in header):
+        return celestial(header, column=column)
+    with fits.open(file) as hdus:
+        return celestial(header, column=column, hdus=hdus)
 
 
 def beam(header: fits.Header) -> tuple[float, float, float] | None:

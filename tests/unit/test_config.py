@@ -115,6 +115,11 @@ def test_the_raw_config_is_left_alone():
         ("images: {mask: {bit: 3}}", 'images.mask: got {"bit": 3}, wanted null, an HDU'),
         ("images: {uncertainty: {variance: ERR, weight: WHT}}", "images.uncertainty: got"),
         ("images: {cutouts: {size: 32}}", 'images.cutouts: got {"size": 32}, wanted null'),
+        (
+            "images: {cutouts: {positions: a.csv, size: 7}}",
+            "{positions: FILE, size: SIZE} or {detect: {threshold: a number > 0}, size: SIZE}, SIZE an integer",
+        ),
+        ("images: {cutouts: {positions: a.csv, size: 16.5}}", '"size": 16.5}, wanted null, {positions: FILE'),
         ("simulated: {shape: [32]}", "simulated.shape: got [32], wanted [ny, nx], two integers"),
         (
             "simulated: {parameters: {amp: [9, 2]}}",
@@ -147,12 +152,24 @@ def test_all_problems_are_told_at_once():
         {"mask": {"files": "m/{stem}.fits"}},
         {"mask": {"hdu": "DQ", "bits": [0, 4]}},
         {"uncertainty": {"variance": 2}},
+        {"cutouts": {"positions": "a.csv", "size": 16}},
+        {"cutouts": {"detect": {"threshold": 3.0}, "size": 16}},
         {"uncertainty": {"weight": {"files": "w/{stem}.fits", "hdu": 1}}},
     ],
 )
 def test_what_the_contract_allows_passes_unchanged(images: dict):
     checked = check_config({"images": images})["images"]
     assert {key: checked[key] for key in images} == images
+
+
+def test_a_choice_of_sections_is_completed():
+    checked = check_config({"images": {"cutouts": {"positions": "a.csv"}, "mask": {"hdu": 2.0}}})["images"]
+    assert checked["cutouts"] == {"positions": "a.csv", "size": 32}
+    assert check_config({"images": {"cutouts": {"detect": {}}}})["images"]["cutouts"] == {
+        "detect": {"threshold": 5.0},
+        "size": 32,
+    }
+    assert repr(checked["mask"]) == "{'hdu': 2}"
 
 
 def test_the_table_has_every_key():

@@ -8,13 +8,14 @@ import h5py
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 
 import pipeline.fit
 from pipeline import jobs, runtime
 from pipeline.catalogue import read_rows, read_summary
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, empty_rows, parameter_names
 
-READING = {"hdu": "auto", "column": None, "mask": None, "uncertainty": None}
+READING = {"hdu": "auto", "column": None, "mask": None, "uncertainty": None, "cutouts": None}
 FIT = {"background": "constant", "scale": "fit", "uncertainty": "pooled"}
 CELESTIAL = {
     "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.0, "CRPIX1": 3.0, "CRPIX2": 3.0,
@@ -27,7 +28,7 @@ def mean_as_fit(data, mask, noise_map, *, background, scale, uncertainty):
     p = len(parameter_names(background, scale))
     names = [c.name for c in COLUMNS if c.group in ("fitted", "derived", "quality")]
     rows = {name: empty_rows(len(data))[name] for name in names}
-    rows |= dict.fromkeys(("x0", "y0"), np.full(len(data), 2.0)) | {"sigma": np.ones(len(data))}
+    rows |= {"x0": np.full(len(data), 2.0), "y0": np.full(len(data), 2.0), "sigma": np.ones(len(data))}
     rows |= dict.fromkeys(("rho", "diff"), np.full(len(data), 0.1)) | {"amp": data.mean(axis=(1, 2), dtype=float)}
     return rows, {kind: np.tile(np.eye(p), (len(data), 1, 1)) for kind in COVARIANCES}
 
@@ -40,9 +41,12 @@ def quiet(monkeypatch):
     monkeypatch.setattr(pipeline.fit, "fit_rows", mean_as_fit)
 
 
-def scanned(folder: Path, files: list[str], **reading) -> list[Path]:
+def scanned(folder: Path, files: list[str], shard_size: int = 1000, **reading) -> list[Path]:
     """Manifests of the shards of some files."""
-    jobs.scan(folder / "shards.txt", folder / "shards", files=files, reading=READING | reading, shard_size=1000, log="")
+    jobs.scan(
+        folder / "shards.txt", folder / "shards", files=files, reading=READING | reading, shard_size=shard_size,
+        detections=folder / "detections", log="",
+    )  # fmt: skip
     return [folder / "shards" / f"{name}.csv" for name in (folder / "shards.txt").read_text().split()]
 
 
@@ -50,7 +54,7 @@ def fitted(folder: Path, manifest: Path, **reading) -> dict[str, np.ndarray]:
     """Rows of the part that a manifest gives."""
     jobs.fit(
         folder / "part.h5", folder / "part.json", manifest=manifest, reading=READING | reading, fit=FIT,
-        log="", gpu=0, cache="",
+        detections=folder / "detections", log="", gpu=0, cache="",
     )  # fmt: skip
     return read_rows(folder / "part.h5")
 
@@ -94,7 +98,7 @@ def test_an_image_that_cannot_be_read_any_more_is_a_row_of_rejected(tmp_path):
 def test_one_bad_plane_costs_itself_alone(tmp_path, monkeypatch):
     write(tmp_path / "a.fits", (7, 8, 8), 10)
     (manifest,) = scanned(tmp_path, [str(tmp_path)])
-    read = jobs.read_planes
+    read = jobs.read_images
 
     def broken(block, start, stop, **reading):
         if start <= 4 < stop:
@@ -102,7 +106,7 @@ def test_one_bad_plane_costs_itself_alone(tmp_path, monkeypatch):
             raise ValueError(msg)
         return read(block, start, stop, **reading)
 
-    monkeypatch.setattr(jobs, "read_planes", broken)
+    monkeypatch.setattr(jobs, "read_images", broken)
     rows = fitted(tmp_path, manifest)
     assert rows["plane"].tolist() == [0, 1, 2, 3, 5, 6]
     assert rows["amp"].tolist() == [10, 11, 12, 13, 15, 16]
@@ -121,6 +125,93 @@ def test_a_shard_without_an_image_gives_a_part_without_rows(tmp_path):
 def test_nothing_at_all_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="nothing found under"):
         scanned(tmp_path, [])
+
+
+def table_of(path: Path, **columns) -> str:
+    Table(columns).write(path, overwrite=True)
+    return str(path)
+
+
+def test_stamps_are_rows_in_pixels_of_their_plane(tmp_path, monkeypatch):
+    write(tmp_path / "a.fits", (2, 30, 40), 10, **CELESTIAL)
+    table = table_of(tmp_path / "p.csv", x=[20, 50, 0, 39, 20], y=[15, 5, 0, 29, 28])
+    cutouts = {"positions": table, "size": 8}
+    (manifest,) = scanned(tmp_path, [str(tmp_path / "a.fits")], cutouts=cutouts)
+    rows = fitted(tmp_path, manifest, cutouts=cutouts)
+    assert rows["plane"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert rows["source"].tolist() == [0, 2, 3, 4] * 2
+    assert len(set(rows["image_id"])) == 8
+    # The stand-in finds everything at pixel (2, 2) of the stamp.
+    assert rows["x0"].tolist() == [19, -1, 38, 19] * 2
+    assert rows["y0"].tolist() == [14, -1, 28, 27] * 2
+    # Coordinates of the plane: CRPIX is the pixel (2, 2).
+    assert rows["dec"] == pytest.approx(2 + (rows["y0"] - 2) * 1e-4, abs=1e-7)
+    rejected = read_rows(tmp_path / "part.h5", table="rejected")
+    assert [(Path(rejected["file"][0]).name, rejected["source"][0])] == [("p.csv", 1)]
+    monkeypatch.setattr(jobs, "BATCH_PIXELS", 3 * 64)
+    np.testing.assert_equal(fitted(tmp_path, manifest, cutouts=cutouts), rows)
+
+
+def test_the_edge_of_the_plane_is_an_edge(tmp_path, monkeypatch):
+    def wide(*stack, **settings):
+        rows, covariance = mean_as_fit(*stack, **settings)
+        return rows | {"sigma_major": np.full(len(stack[0]), 3.0)}, covariance
+
+    monkeypatch.setattr(pipeline.fit, "fit_rows", wide)
+    write(tmp_path / "a.fits", (30, 40), 10)
+    # The edges are at -0.5 and 39.5.
+    cutouts = {"positions": table_of(tmp_path / "p.csv", x=[3, 4, 37, 38, 20], y=[15.0] * 5), "size": 8}
+    (manifest,) = scanned(tmp_path, [str(tmp_path / "a.fits")], cutouts=cutouts)
+    rows = fitted(tmp_path, manifest, cutouts=cutouts)
+    assert rows["x0"].tolist() == [2, 3, 36, 37, 19]
+    assert (rows["flags"] & BIT["NEAR_EDGE"] > 0).tolist() == [True, False, False, True, False]
+
+
+def test_a_plane_that_cannot_be_read_costs_its_stamps_a_row_each(tmp_path, monkeypatch):
+    write(tmp_path / "a.fits", (3, 30, 40), 10)
+    cutouts = {"positions": table_of(tmp_path / "p.csv", x=[5, 25], y=[5, 25]), "size": 8}
+    (manifest,) = scanned(tmp_path, [str(tmp_path / "a.fits")], cutouts=cutouts)
+    read, calls = jobs.read_images, []
+
+    def broken(block, start, stop, **reading):
+        calls.append(start)
+        if 1 in block.stamps[start:stop, 0]:
+            msg = "plane 1 is spoilt"
+            raise ValueError(msg)
+        return read(block, start, stop, **reading)
+
+    monkeypatch.setattr(jobs, "read_images", broken)
+    rows = fitted(tmp_path, manifest, cutouts=cutouts)
+    assert list(zip(rows["plane"], rows["source"], strict=True)) == [(0, 0), (0, 1), (2, 0), (2, 1)]
+    rejected = read_rows(tmp_path / "part.h5", table="rejected")
+    assert list(zip(rejected["plane"], rejected["source"], strict=True)) == [(1, 0), (1, 1)]
+    assert set(rejected["reason"]) == {"plane 1 is spoilt"}
+
+
+def test_images_without_a_position_and_positions_without_an_image_are_rejected(tmp_path):
+    write(tmp_path / "a.fits", (30, 40), 10)
+    write(tmp_path / "b.fits", (10, 10), 10)
+    cutouts = {"positions": table_of(tmp_path / "p.csv", x=[25, 55], y=[5, 25]), "size": 8}
+    (manifest,) = scanned(tmp_path, [str(tmp_path / "*.fits")], cutouts=cutouts)
+    assert [Path(file).name for file in fitted(tmp_path, manifest, cutouts=cutouts)["file"]] == ["a.fits"]
+    rejected = read_rows(tmp_path / "part.h5", table="rejected")
+    told = [(Path(file).name, source) for file, source in zip(rejected["file"], rejected["source"], strict=True)]
+    assert told == [("b.fits", -1), ("p.csv", 1)]
+    assert "none of the 2 positions" in rejected["reason"][0]
+
+
+def test_a_moved_position_changes_the_manifest_of_its_shard_only(tmp_path):
+    write(tmp_path / "a.fits", (30, 40), 10)
+    x = np.arange(5.0, 35)
+    manifests = []
+    for moved in (0, 1):
+        x[14] += moved
+        cutouts = {"positions": table_of(tmp_path / "p.csv", x=x, y=x / 2), "size": 8}
+        files = scanned(tmp_path, [str(tmp_path / "a.fits")], shard_size=10, cutouts=cutouts)
+        manifests.append({path.name: path.read_bytes() for path in files})
+    assert len(manifests[0]) == 3
+    changed = [name for name, text in manifests[1].items() if text != manifests[0][name]]
+    assert [name[-6:] for name in changed] == ["-1.csv"]
 
 
 def test_headers_give_sky_units_and_flags(tmp_path):

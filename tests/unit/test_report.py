@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 from matplotlib.image import imread
 from scipy.stats import norm
 
@@ -18,7 +19,15 @@ from pipeline.model import derived, gaussian
 
 FITTED = parameter_names("constant", "fit")
 NY, NX, COUNT = 24, 20, 60
-IMAGES = {"files": ["ignored"], "hdu": "auto", "column": None, "mask": None, "uncertainty": None, "cutouts": None}
+IMAGES = {
+    "files": ["ignored"],
+    "hdu": "auto",
+    "column": None,
+    "mask": None,
+    "uncertainty": None,
+    "cutouts": None,
+    "folder": "",
+}
 CONFIG = {"fit": {"background": "constant", "scale": "fit"}}
 EVIL = "<script>alert('x')&<b>.fits"
 
@@ -291,6 +300,24 @@ def test_residuals_are_in_units_of_the_uncertainty_map(tmp_path):
     white = np.ptp(pixels["residual"], axis=-1) < 0.05
     assert white[:, :10].mean() > 0.95
     assert white[:, 10:].mean() < 0.05
+
+
+def test_of_a_large_image_stamps_are_shown(tmp_path):
+    rows, _ = simulated(tmp_path, 3)
+    large = np.concatenate(list(fits.getdata(tmp_path / EVIL)), axis=1)
+    fits.PrimaryHDU(large).writeto(tmp_path / EVIL, overwrite=True)
+    rows["plane"], rows["source"] = np.zeros(3, int), np.arange(3)
+    for name in ("x0", "x0_start"):
+        rows[name] = rows[name] + NX * np.arange(3)
+    Table([rows["x0"][:2], rows["y0"][:2]], names=["x", "y"]).write(tmp_path / "p.csv")
+    text = page_of(tmp_path, rows, images=IMAGES | {"cutouts": {"positions": str(tmp_path / "p.csv"), "size": 10}})
+    shown = [pixels for *_, pixels in cards(text) if pixels]
+    assert len(shown) == 2
+    for pixels in shown:
+        assert all(p.shape == (10, 10, 3) for p in pixels.values())
+        row, column = np.unravel_index(pixels["model"].sum(axis=-1).argmin(), (10, 10))
+        assert {row, column} <= {4, 5}
+    assert "no source 2 in plane 0 in HDU 0 any more" in Page(text).words()
 
 
 @pytest.mark.parametrize("name", PARAMETERS[6:9])

@@ -122,6 +122,39 @@ def test_manifest_keeps_odd_name(tmp_path, name):
     assert read_manifest(tmp_path / "b-00-00000000.csv") == ([rows[0]], [rows[1]])
 
 
+def test_stamps_are_cut_into_blocks_and_kept_by_manifests(tmp_path):
+    stamps = np.random.default_rng(5).integers(-9, 10**6, (25, 4))
+    some = [Block("b.fits", 1, 0, 25, 8, 9, 1, 1, stamps), Block("a.fits", 0, 0, 2, 8, 9, 1, 1, stamps[:2])]
+    shards = assign(some, 10)
+    assert [(row.file, row.start, row.stop) for rows in shards.values() for row in rows] == [
+        ("a.fits", 0, 2), ("b.fits", 0, 10), ("b.fits", 10, 20), ("b.fits", 20, 25),
+    ]  # fmt: skip
+    write_manifests(tmp_path, shards)
+    kept = [read_manifest(tmp_path / f"{name}.csv") for name in shards]
+    assert [[block[:8] for block in blocks] for blocks, _ in kept] == [
+        [b[:8] for b in rows] for rows in shards.values()
+    ]
+    np.testing.assert_array_equal(np.concatenate([block.stamps for (block,), _ in kept]), [*stamps[:2], *stamps])
+    # One position more at the end changes the last block only.
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    more = some[0]._replace(stop=26, stamps=np.concatenate([stamps, stamps[:1]]))
+    write_manifests(tmp_path, assign([more, some[1]], 10))
+    changed = [path.name for path in tmp_path.iterdir() if path.read_bytes() != before.get(path.name)]
+    assert changed == [f"{list(shards)[-1]}.csv"]
+
+
+def test_one_bucket_keeps_stamps_planes_and_what_was_rejected_apart(tmp_path):
+    stamps = np.arange(8).reshape(2, 4)
+    rows = [
+        Block("a.fits", 0, 0, 2, 8, 9, 1, 1, stamps), Block("b.fits", 0, 0, 3, 8, 9, 1, 1),
+        Block("c.fits", 0, 0, 1, 8, 9, 1, 1, stamps[1:]), Rejected("d.csv", -1, -1, 7, "nowhere"),
+    ]  # fmt: skip
+    write_manifests(tmp_path, assign(rows[:3], 10, rows[3:]))
+    blocks, rejected = read_manifest(tmp_path / "b-00-00000000.csv")
+    assert rejected == rows[3:]
+    assert [None if b.stamps is None else b.stamps.tolist() for b in blocks] == [stamps.tolist(), None, [[4, 5, 6, 7]]]
+
+
 def test_manifests_are_written_only_where_they_change(tmp_path):
     write_manifests(tmp_path, assign(singles(300), 100))
     (tmp_path / "notes.csv").write_text("mine")

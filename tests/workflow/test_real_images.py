@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 
 from tests.workflow.runs import configure, read, snakemake
 
@@ -95,6 +96,74 @@ def test_difference_stamps_lie_where_the_alerts_say(scale, limit, tables, listed
     assert (np.median(off, axis=1) < limit).all()
     if scale == "fit":  # errors of a fit so far from its noise are not meant to hold
         assert np.mean((off < 6 * error).all(axis=0)) >= 0.85
+
+
+# ---- sources cut out of larger images -------------------------------------------------------------------------------
+
+
+def isolated(x: np.ndarray, y: np.ndarray, distance: float) -> np.ndarray:
+    """Which points have no other within a distance."""
+    apart = np.hypot(x[:, None] - x, y[:, None] - y)
+    return np.sort(apart, axis=1)[:, 1] > distance
+
+
+def test_sources_at_given_positions_are_those_of_the_reference(shared_data, tmp_path):
+    """``scale: 1``, far above the noise, is least squares, as the reference is."""
+    files = [shared_data / "parkes1904" / f"1904-66_{projection}.fits" for projection in ("AIT", "SIN")]
+    table = shared_data / "parkes1904" / "1904_comp.fits"
+    cutouts = {"positions": str(table), "size": 16}
+    rows = run(tmp_path, files, images={"cutouts": cutouts}, fit={"scale": 1.0})["catalogue"]
+    reference = Table.read(table)
+    assert rows["source"].tolist() == [*range(len(reference))] * 2
+    ra, dec = (np.asarray(reference[name]) for name in ("ra", "dec"))
+    east = np.cos(np.radians(dec))
+    good = isolated((ra - ra.mean()) * east, dec, 0.5) & np.asarray(
+        reference["peak_flux"] > 14 * reference["local_rms"]
+    )
+    assert good.sum() > 9
+    pixel = 240.0  # arcsec
+    by_file = [rows[:51], rows[51:]]
+    for here in by_file:
+        off = 3600 / pixel * np.stack([(here["ra"] - ra) * east, here["dec"] - dec])[:, good]
+        assert (np.abs(np.median(off, axis=1)) < 0.04).all()
+        assert (np.median(np.abs(off), axis=1) < 0.06).all()
+        assert np.median(here["amp"][good] / reference["peak_flux"][good]) == pytest.approx(1.013, abs=0.015)
+        area = here["fwhm_major_sky"] * here["fwhm_minor_sky"] / (reference["a"] * reference["b"])
+        assert np.sqrt(np.median(area[good])) == pytest.approx(1, abs=0.04)
+    between = np.hypot(*(3600 / pixel * (by_file[0][name] - by_file[1][name])[good] for name in ("ra", "dec")))
+    assert np.median(between) < 0.06
+
+
+def test_detected_sources_lie_where_sextractor_has_them(shared_data, tmp_path):
+    """``scale: 650``, ten times the noise, is least squares; the references count pixels from 1."""
+    cutouts = {"detect": {"threshold": 5.0}, "size": 16}
+    image = shared_data / "ntt" / "image.fits"
+    rows = run(tmp_path, [image], images={"cutouts": cutouts}, fit={"scale": 650.0})["catalogue"]
+    assert rows["source"].tolist() == list(range(len(rows)))
+    listed = Table.read(shared_data / "ntt" / "image.cat", format="ascii.sextractor")
+    x, y = (np.asarray(listed[name]) - 1 for name in ("XWIN_IMAGE", "YWIN_IMAGE"))
+    bright = np.asarray((listed["FLAGS"] == 0) & (listed["FLUX_AUTO"] > 30 * listed["FLUXERR_AUTO"]))
+    chosen = bright & isolated(x, y, 8)
+    apart = np.hypot(rows["x0"] - x[chosen, None], rows["y0"] - y[chosen, None])
+    nearest = np.argmin(apart, axis=1)
+    found = np.min(apart, axis=1) < 1.5
+    assert found.sum() > 5
+    for column, place in (("x0", x), ("y0", y)):
+        assert np.median(np.abs(rows[column][nearest] - place[chosen])[found]) <= 0.02, column
+
+
+def test_a_codec_changes_no_bit_of_a_cutout(shared_data, tmp_path):
+    files = [shared_data / "m13" / f"{codec}.fits" for codec in CODECS]
+    tables = run(tmp_path, files, images={"cutouts": {"detect": {}, "size": 16}})
+    count, rest = divmod(len(tables["catalogue"]), len(CODECS))
+    assert (rest, len(tables["rejected"])) == (0, 0)
+    assert count > 200
+    for name, table in tables.items():
+        for same in zip(*np.split(table, len(CODECS)), strict=True) if len(table) else ():
+            if name == "catalogue":
+                assert_one_image(np.array(same))
+            else:
+                assert len({matrix.tobytes() for matrix in same}) == 1, name
 
 
 # ---- images that break readers --------------------------------------------------------------------------------------

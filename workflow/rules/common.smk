@@ -65,7 +65,11 @@ TRUTHS = [str(TRUTH).format(index=index) for index in INDICES]
 # Simulated stacks are read as any other files; the section `images` is meant for the user's own.
 IMAGES = (check_config({}) if SIMULATED else config)["images"]
 FILES = STACKS if SIMULATED else IMAGES["files"]
-READING = {key: IMAGES[key] for key in ("hdu", "column", "mask", "uncertainty")}
+READING = {
+    key: IMAGES[key] for key in ("hdu", "column", "mask", "uncertainty", "cutouts")
+}
+CUTOUTS = IMAGES["cutouts"] or {}
+POSITIONS = [CUTOUTS["positions"]] if "positions" in CUTOUTS else []
 
 
 def first_image(wildcards):
@@ -82,7 +86,7 @@ def stop_image(wildcards):
 
 @functools.cache
 def listing():
-    """Digest of the names, sizes and times of all images, masks and maps: the scan repeats when it changes."""
+    """Digest of the names, sizes and times of all images, masks, maps and tables: the scan repeats when it changes."""
     # Here, because parsing a Snakefile should not import astropy.
     from pipeline import images, shards
 
@@ -90,7 +94,8 @@ def listing():
     companions = [
         other for file in found for other in images.companions(file, **READING)
     ]
-    return shards.listing_digest(found + companions)
+    tables = [os.path.expanduser(path) for path in POSITIONS]
+    return shards.listing_digest(found + companions + tables)
 
 
 def lost_shards():
@@ -108,7 +113,7 @@ def growing(amount):
 
 @functools.cache
 def contents(manifest, changed_ns):
-    """Images in a shard, their pixels, and the pixels of the largest one."""
+    """Images in a shard, their pixels, the pixels of the largest one, and of the largest one that stamps are cut from."""
     with open(
         manifest, encoding="utf-8", errors="surrogateescape", newline=""
     ) as table:
@@ -118,20 +123,26 @@ def contents(manifest, changed_ns):
             if row["kind"] == "image"
         ]
     images = sum(count for count, _ in blocks)
-    pixels = sum(count * size for count, size in blocks)
-    return images, pixels, max((size for _, size in blocks), default=0)
+    largest = max((size for _, size in blocks), default=0)
+    if CUTOUTS:
+        return images, images * CUTOUTS["size"] ** 2, CUTOUTS["size"] ** 2, largest
+    return images, sum(count * size for count, size in blocks), largest, 0
 
 
 def fit_minutes(wildcards, input, attempt):
     """Several times what a fit takes on one core of today: starting, 10 ms an image to read, 2 us a pixel to fit."""
-    images, pixels, _ = contents(input.manifest, os.stat(input.manifest).st_mtime_ns)
+    images, pixels, *_ = contents(input.manifest, os.stat(input.manifest).st_mtime_ns)
     return attempt * round(10 + (images * 0.01 + pixels * 2e-6) / 60)
 
 
 def fit_mb(wildcards, input, attempt):
-    """About twice what a fit takes: JAX and its compiler, 20 kB a row, 300 bytes a pixel of the largest image."""
-    images, _, largest = contents(input.manifest, os.stat(input.manifest).st_mtime_ns)
-    return attempt * round(2000 + images * 0.04 + largest * 6e-4)
+    """About twice what a fit takes: JAX and its compiler, 20 kB a row, 300 bytes a pixel of the largest image; 20 for one
+    that stamps are cut from, with its mask and map.
+    """
+    images, _, largest, parent = contents(
+        input.manifest, os.stat(input.manifest).st_mtime_ns
+    )
+    return attempt * round(2000 + images * 0.04 + largest * 6e-4 + parent * 4e-5)
 
 
 def shard_files(pattern):

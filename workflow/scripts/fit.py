@@ -11,6 +11,7 @@ jobs.fit(
     manifest=snakemake.input.manifest,
     reading=snakemake.params.reading,
     fit=snakemake.params.fit,
+    detections=Path(snakemake.config["results"], "detections"),
     log=snakemake.log[0],
     gpu=snakemake.resources.get("gpu", 0),
     cache=Path(snakemake.config["results"], "cache"),

@@ -1,6 +1,8 @@
 """Rule `report`, see pipeline/jobs.py."""
 # ruff: noqa: F821  (Snakemake puts the name `snakemake` here)
 
+from pathlib import Path
+
 from pipeline import jobs
 
 jobs.report(
@@ -9,5 +11,6 @@ jobs.report(
     origins=snakemake.input.origins,
     reading=snakemake.params.reading,
     config=snakemake.params.config,
+    detections=Path(snakemake.config["results"], "detections"),
     log=snakemake.log[0],
 )

@@ -11,5 +11,6 @@ jobs.scan(
     files=snakemake.params.files,
     reading=snakemake.params.reading,
     shard_size=snakemake.params.shard_size,
+    detections=Path(snakemake.config["results"], "detections"),
     log=snakemake.log[0],
 )
