@@ -21,13 +21,15 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 
+from benchmarks import workers
 from pipeline import images
 from pipeline.config import check_config
 
 #: What of a job's time its start is allowed to take.
 SHARE = 0.05
-PICTURE = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "shards.png"
-READING = dict.fromkeys(("column", "mask", "uncertainty"))
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "shards.md"
+PICTURE = PAGE.parent / "pictures" / "shards.png"
+READING = dict.fromkeys(("column", "mask", "uncertainty", "cutouts"))
 
 
 def job(stack: str, single: str, cache: str, gpu: str) -> dict[str, float]:
@@ -117,13 +119,14 @@ def main() -> None:
         print(json.dumps(job(*arguments.job)))
         return
     os.environ |= {"JAX_ENABLE_X64": "1", "MPLBACKEND": "agg"}
-    print(
+    lines = [
         "| side [px] | process [s] | import [s] | first compile [s] | later [s] | read, stack [ms] | read, files [ms] "
-        f"| fit [ms] | peak [MB] | images for {SHARE:.0%} | on a cluster |"
-    )
-    print("|" + " --- |" * 11)
+        f"| fit [ms] | peak [MB] | images for {SHARE:.0%} | on a cluster |",
+        "|" + " --- |" * 11,
+    ]
     curves = {}
     for side in arguments.sides:
+        print(f"{side} x {side}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             first, later = measure(Path(folder), side, arguments.count, arguments.repeats, arguments.gpu)
         each = later["read"] + later["fit"]
@@ -134,13 +137,29 @@ def main() -> None:
             enough.append(round((1 / SHARE - 1) * (start + added) / each, -2))
         shown = (later["process"], later["import"], first["compile"], later["compile"])
         per_image = (1000 * later[stage] for stage in ("read", "read files", "fit"))
-        print(
+        lines.append(
             f"| {side} | {' | '.join(f'{value:.1f}' for value in shown)} | {' | '.join(f'{v:.3f}' for v in per_image)} "
-            f"| {later['memory']:.0f} | {' | '.join(f'{number:.0f}' for number in enough)} |",
-            flush=True,
+            f"| {later['memory']:.0f} | {' | '.join(f'{number:.0f}' for number in enough)} |"
         )
     draw(curves)
-    print(f"\nThe curve is in {PICTURE}.")
+    facts = workers.machine()
+    PAGE.write_text(
+        f"""# What the start of a fit costs
+
+Written by `python -m benchmarks.shards`: {facts["processor"]}, a job on one core of {facts["cores"]}, load before
+{facts["load before"]}, jax {facts["jax"]}, version {facts["this package"]}.
+
+The stages of a job that fits {arguments.count} images, background and scale free: the median of {arguments.repeats}
+jobs, but for the first compile, which is kept for the later ones. *Later*: tracing, and reading what was compiled.
+Reading and fitting are per image. The last columns tell from how many images a shard on the start takes less than
+{SHARE:.0%} of a job; a cluster adds {arguments.submission:g} s to each start, in which Snakemake starts twice.
+
+{chr(10).join(lines)}
+
+![the share of the start](pictures/{PICTURE.name})
+"""
+    )
+    print(f"wrote {PAGE}")
 
 
 if __name__ == "__main__":

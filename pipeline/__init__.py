@@ -7,6 +7,7 @@ hdus         what a FITS file holds
 images       FITS <-> arrays, masks, uncertainty maps
 detection    sources found in larger images, and what of a stamp belongs to others
 shards       which job fits which images
+origin       what a part of the catalogue was made of
 model        the Gaussian and what is derived from it
 simulate     images with known truth
 likelihood   the Cauchy likelihood and its derivatives, by automatic differentiation

@@ -38,10 +38,8 @@ def _batch_and_length(area: int) -> tuple[int, int]:
 
 def _kernels(correlation: str | float, length: int):
     """Kernels (length, 3) of the correlated noise, or None, and how far it reaches; see `pipeline.correlation`."""
-    if correlation == "none":
-        return None, 0
-    if correlation == "estimate":
-        return np.full((length, 3), np.nan), reach_of(WIDEST)
+    if isinstance(correlation, str):
+        return (None, 0) if correlation == "none" else (np.full((length, 3), np.nan), reach_of(WIDEST))
     kernel = round_kernel(correlation)
     return np.broadcast_to(kernel, (length, 3)), reach_of(correlation)
 

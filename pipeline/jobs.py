@@ -30,6 +30,7 @@ from pipeline.images import (
     read_header,
     scan_file,
 )
+from pipeline.origin import digest, is_of
 from pipeline.shards import assign, image_ids, read_manifest, write_manifests
 
 #: Pixels fitted at a time, 64 MiB in float64: what a job needs in memory does not grow with its shard.
@@ -155,8 +156,8 @@ def fit(
     part : path
         Written: the shard's part of the catalogue, rows in the order of the manifest.
     origin : path
-        Written: what the numbers come from (device, versions, digests of the manifest and of the pixels), and how many
-        images took how many seconds; JSON.
+        Written: what the numbers come from (device, versions, digests of manifest and settings, and of the pixels), and
+        how many images took how many seconds; JSON.
     manifest : path
         The shard's blocks, by `scan`.
     reading, fit : dict
@@ -170,6 +171,7 @@ def fit(
     from pipeline.fit import fit_rows  # here, because what imports jax must come after start_jax
 
     began = time.monotonic()
+    made_of = digest(manifest, reading, fit)  # now: the manifest may change while the job runs
     blocks, rejected = read_manifest(manifest)
     parameters = parameter_names(fit["background"], fit["scale"])
     # A shard may hold nothing but files that give no image.
@@ -191,6 +193,8 @@ def fit(
         for array in stack:
             pixels.update(b"" if array is None else array.tobytes())
         tell(sum(map(len, positions)))
+        # At once: the other jobs of a run have begun with this one, or soon will.
+        runtime.share_cache()
     # Images of several sizes are fitted size by size; the catalogue has them in the order of the manifest.
     order = np.argsort(np.concatenate(positions))
     write_part(
@@ -207,7 +211,7 @@ def fit(
         "seconds": round(time.monotonic() - began, 3),
         "device": device,
         "versions": _versions(),
-        "manifest": hashlib.blake2b(Path(manifest).read_bytes(), digest_size=16).hexdigest(),
+        "digest": made_of,
         "pixels": pixels.hexdigest(),
     }
     with replacing(origin) as temporary:
@@ -220,6 +224,8 @@ def catalogue(
     *,
     parts: Sequence[str],
     origins: Sequence[str],
+    manifests: Sequence[str],
+    reading: Mapping[str, Any],
     stacks: Sequence[str],
     truths: Sequence[str],
     config: Mapping[str, Any],
@@ -231,14 +237,25 @@ def catalogue(
     ----------
     path : path
         Written: the catalogue.
-    parts, origins : sequences of paths
-        What `fit` wrote, by shard.
+    parts, origins, manifests : sequences of paths
+        What `fit` wrote, and of which images, by shard.
+    reading : dict
+        How they were read: ``hdu, column, mask, uncertainty, cutouts`` of the config.
     stacks, truths : sequences of paths
         What `simulate` wrote; empty for the user's own images.
     config : dict
         The whole config, kept in the provenance.
+
+    Raises
+    ------
+    ValueError
+        If a part is of other images or settings than these.
     """
     runtime.start_log(log)
+    for part, origin, manifest in zip(parts, origins, manifests, strict=True):
+        if not is_of(origin, digest(manifest, reading, config["fit"])):
+            msg = f"{part}: a job of an earlier run has written it, of other images or settings; give the command again"
+            raise ValueError(msg)
     merge(
         parts,
         path,
@@ -419,7 +436,7 @@ def _provenance(origins: Sequence[str], config: Mapping[str, Any]) -> dict[str, 
     """Config, versions, device and inputs as texts; where shards differ in version or device, all there were."""
     facts = _facts(origins)
     versions = {name: {fact["versions"][name] for fact in facts.values()} for name in _versions()}
-    inputs = {shard: {key: fact[key] for key in ("images", "manifest", "pixels")} for shard, fact in facts.items()}
+    inputs = {shard: {key: fact[key] for key in ("images", "digest", "pixels")} for shard, fact in facts.items()}
     return {
         "config": yaml.safe_dump(dict(config), sort_keys=False),
         "versions": yaml.safe_dump(

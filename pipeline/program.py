@@ -346,7 +346,8 @@ def compiled(*, batch: int, n_background: int, fit_scale: bool, precision: str, 
         found = minimise(problems, count, dials, fit_scale=fit_scale, precision=precision, batch=batch)
 
         def last(one):
-            return solution(*one, dials, fit_scale=fit_scale, reach=reach)
+            found, problem, unit, shape, kernel = one
+            return solution(found, problem, unit, shape, kernel, dials, fit_scale=fit_scale, reach=reach)
 
         solutions = _batches(last, (found, problems, units, shapes, kernels), count, batch)
         # Apart, lest the compiler mixes it with the above in ways that let the last bit depend on the place in a batch.

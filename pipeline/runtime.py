@@ -1,6 +1,7 @@
 """The process of a job: its log, and where and how JAX runs in it. Not imported by anything that computes."""
 
 import atexit
+import contextlib
 import glob
 import logging
 import os
@@ -8,6 +9,7 @@ import platform
 import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 
@@ -92,11 +94,34 @@ def start_jax(*, threads: int, gpu: int, cache: str | Path) -> str:
     return str(device.device_kind)
 
 
+def share_cache() -> None:
+    """Add what this process has compiled so far to the cache of all jobs. Nothing before `start_jax`."""
+    for own, shared in _CACHES.items():
+        _share(own, shared)
+
+
+#: The copies of compile caches that are this process's own, and of which they are.
+_CACHES: dict[Path, Path] = {}
+
+
 def _own_cache(shared: Path) -> str:
-    """A copy of the compile cache for this process, which when it ends adds what is new in it to the shared one, whole.
+    """A copy of the compile cache for this process, of which `share_cache` adds what is new to the shared one, whole.
 
     JAX itself writes entries in place and never again: one cut short by a kill would be of no use to any later job.
+    A cache that cannot be used costs time, and no more.
     """
+    try:
+        own = _copy_of(shared)
+    except OSError as error:
+        LOG.warning("compiled programs are not kept in %s: %s", shared, error)
+        own = Path(tempfile.mkdtemp(prefix="cauchyfit-"))
+        atexit.register(shutil.rmtree, own, ignore_errors=True)
+        return str(own)
+    _CACHES[own] = shared
+    return str(own)
+
+
+def _copy_of(shared: Path) -> Path:
     node = f"{platform.node()}-"
     for left in shared.glob(f"{glob.escape(node)}*"):
         process = left.name.removeprefix(node)
@@ -105,18 +130,23 @@ def _own_cache(shared: Path) -> str:
     own = shared / f"{node}{os.getpid()}"
     shutil.rmtree(own, ignore_errors=True)
     own.mkdir(parents=True)
+    # Later functions go first.
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    atexit.register(share_cache)
     for entry in shared.glob("*-cache"):
-        shutil.copyfile(entry, own / entry.name)
-    atexit.register(_share, own, shared)
-    return str(own)
+        with contextlib.suppress(FileNotFoundError):  # another job cleans up
+            shutil.copyfile(entry, own / entry.name)
+    return own
 
 
 def _share(own: Path, shared: Path) -> None:
-    for entry in own.glob("*-cache"):
-        if not (shared / entry.name).exists():
-            with replacing(shared / entry.name) as temporary:
-                shutil.copyfile(entry, temporary)
-    shutil.rmtree(own, ignore_errors=True)
+    try:
+        for entry in own.glob("*-cache"):
+            if not (shared / entry.name).exists():
+                with replacing(shared / entry.name) as temporary:
+                    shutil.copyfile(entry, temporary)
+    except OSError as error:
+        LOG.warning("compiled programs are not kept in %s: %s", shared, error)
 
 
 def _end(number: int, _frame: object) -> None:

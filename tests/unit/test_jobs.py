@@ -59,6 +59,14 @@ def fitted(folder: Path, manifest: Path, **reading) -> dict[str, np.ndarray]:
     return read_rows(folder / "part.h5")
 
 
+def merged(folder: Path, manifest: Path, *, stacks=(), truths=(), fit=FIT, **reading) -> None:
+    """The catalogue of one part."""
+    jobs.catalogue(
+        folder / "catalogue.h5", parts=[folder / "part.h5"], origins=[folder / "part.json"], manifests=[manifest],
+        reading=READING | reading, stacks=stacks, truths=truths, config={"fit": fit, "images": READING}, log="",
+    )  # fmt: skip
+
+
 def write(path: Path, shape: tuple[int, ...], value: float, **cards) -> None:
     """An image whose plane i is ``value + i`` throughout."""
     planes = np.full(shape, value, np.float32) + np.arange(shape[0] if len(shape) > 2 else 1)[:, None, None]
@@ -247,15 +255,27 @@ def test_the_catalogue_joins_parts_truth_and_provenance(tmp_path):
     stack = str(tmp_path / "00000.fits")
     (manifest,) = scanned(tmp_path, [stack])
     fitted(tmp_path, manifest)
-    jobs.catalogue(
-        tmp_path / "catalogue.h5", parts=[tmp_path / "part.h5"], origins=[tmp_path / "part.json"], stacks=[stack],
-        truths=[str(tmp_path / "00000.truth.fits")], config={"fit": FIT, "images": READING}, log="",
-    )  # fmt: skip
+    merged(tmp_path, manifest, stacks=[stack], truths=[str(tmp_path / "00000.truth.fits")])
     assert read_rows(tmp_path / "catalogue.h5")["amp"].tolist() == [7, 8, 9]
     assert read_rows(tmp_path / "catalogue.h5", table="truth")["amp"].tolist() == [7, 8, 9]
     provenance = read_summary(tmp_path / "catalogue.h5").provenance
     assert set(provenance) == {"config", "versions", "device", "inputs"}
     assert json.loads((tmp_path / "part.json").read_text())["pixels"] in provenance["inputs"]
+
+
+def test_a_part_of_other_images_or_settings_is_refused(tmp_path):
+    write(tmp_path / "a.fits", (3, 8, 8), 7)
+    (manifest,) = scanned(tmp_path, [str(tmp_path / "a.fits")])
+    fitted(tmp_path, manifest)
+    merged(tmp_path, manifest)
+    with pytest.raises(ValueError, match=r"part\.h5: a job of an earlier run has written it"):
+        merged(tmp_path, manifest, fit=FIT | {"uncertainty": "fisher"})
+    with pytest.raises(ValueError, match="of other images or settings"):
+        merged(tmp_path, manifest, hdu="all")
+    write(tmp_path / "b.fits", (8, 8), 7)
+    scanned(tmp_path, [str(tmp_path / "a.fits"), str(tmp_path / "b.fits")])
+    with pytest.raises(ValueError, match="give the command again"):
+        merged(tmp_path, manifest)
 
 
 def test_other_pixels_have_another_digest(tmp_path):

@@ -91,5 +91,21 @@ def test_compiled_programs_are_kept_whole_or_not_at_all(end, tmp_path, monkeypat
     assert len(times(tmp_path)) == len(list(tmp_path.iterdir())) > 0
 
 
+def test_a_cache_that_cannot_be_used_stops_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    program = (
+        "import sys\n"
+        "from pipeline import runtime\n"
+        "runtime.start_log(sys.argv[2])\n"
+        "runtime.start_jax(threads=1, gpu=0, cache=sys.argv[1])\n"
+        "import jax\n"
+        "print(jax.jit(lambda x: x + 1)(1.0))\n"
+    )
+    done = python(program, str(tmp_path / "cache"), str(tmp_path / "log"))
+    assert (done.returncode, done.stdout) == (0, "2.0\n")
+    assert "compiled programs are not kept" in (tmp_path / "log").read_text()
+
+
 def times(cache: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in cache.glob("*-cache")}

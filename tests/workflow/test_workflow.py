@@ -184,6 +184,20 @@ def test_another_setting_repeats_the_fits_only(simulated_run, tmp_path):
     assert "Simulating" not in said
 
 
+def test_parts_of_other_settings_that_nobody_knows_of_are_fitted_again(simulated_run, tmp_path):
+    """A job that outlives its driver leaves its part without a record in ``.snakemake``."""
+    folder = configure(copied(simulated_run, tmp_path), SIMULATED | {"fit": {"uncertainty": "fisher"}})
+    records = [path for path in (folder / ".snakemake" / "metadata").iterdir() if '"rule": "fit"' in path.read_text()]
+    assert len(records) == 4
+    for path in records:
+        path.unlink()
+    snakemake(folder, "--dry-run")
+    assert len(times(folder, "parts/*.h5")) == 2
+    snakemake(folder)
+    found = read(folder)
+    np.testing.assert_allclose(found["catalogue"]["x0_err"] ** 2, found["covariance/fisher"][:, 0, 0])
+
+
 def test_broken_files_are_rejected_and_stop_nothing(images_run):
     rows, rejected = (
         QTable.read(images_run / "results" / "catalogue.h5", path=name) for name in ("catalogue", "rejected")

@@ -2,6 +2,7 @@ rule catalogue:
     input:
         parts=shard_files(PART),
         origins=shard_files(ORIGIN),
+        manifests=shard_files(MANIFEST),
         stacks=STACKS,
         truths=TRUTHS,
     output:
@@ -18,6 +19,7 @@ rule catalogue:
         runtime=growing(60),
     params:
         config=config,
+        reading=READING,
         pipeline_version=__version__,
     message:
         "Merging the parts into {output}"

@@ -3,13 +3,14 @@
 import csv
 import functools
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import yaml
 from snakemake.utils import update_config
 
-from pipeline import __version__
+from pipeline import __version__, origin
 from pipeline.config import check_config
 
 
@@ -37,6 +38,11 @@ complete(config)
 
 
 onstart:
+    # Now, and not once for each job.
+    if workflow.executor_plugin.name == "slurm" and not shutil.which("sbatch"):
+        sys.exit(
+            "there is no sbatch here: give the command on a login node of the cluster, or leave out PROFILE=slurm"
+        )
     # For a limit of 100 starts a second Snakemake 9.27 goes through its jobs once a second for each job that has ended:
     # after two hundred it does nothing else.
     workflow.scheduler.job_rate_limiter = None
@@ -111,6 +117,13 @@ def growing(amount):
     return lambda wildcards, attempt: amount * attempt
 
 
+def simulate_mb(wildcards, attempt):
+    """About twice what a simulation takes: JAX, and a stack and its noise in float64."""
+    ny, nx = config["simulated"]["shape"]
+    images = stop_image(wildcards) - first_image(wildcards)
+    return attempt * round(2000 + images * ny * nx * 5e-5)
+
+
 @functools.cache
 def contents(manifest, changed_ns):
     """Images in a shard, their pixels, the pixels of the largest one, and of the largest one that stamps are cut from."""
@@ -145,9 +158,30 @@ def fit_mb(wildcards, input, attempt):
     return attempt * round(2000 + images * 0.04 + largest * 6e-4 + parent * 4e-5)
 
 
+@functools.cache
+def listed_shards(changed_ns):
+    """Names of all shards, in order. Parts of other images or settings, which jobs of earlier runs left, are removed."""
+    names = SHARDS.read_text().split()
+    if workflow.is_main_process and not workflow.dryrun:
+        for shard in names:
+            manifest, part, its_origin = (
+                Path(str(pattern).format(shard=shard))
+                for pattern in (MANIFEST, PART, ORIGIN)
+            )
+            if manifest.exists() and not origin.is_of(
+                its_origin, origin.digest(manifest, READING, config["fit"])
+            ):
+                part.unlink(missing_ok=True)
+                its_origin.unlink(missing_ok=True)
+    return names
+
+
 def shard_files(pattern):
     """An input function: the file of every shard, in the order of the catalogue; known once the scan has run."""
-    return lambda wildcards: [
-        str(pattern).format(shard=shard)
-        for shard in Path(checkpoints.scan.get().output[0]).read_text().split()
-    ]
+
+    def files(wildcards):
+        checkpoints.scan.get()
+        names = listed_shards(SHARDS.stat().st_mtime_ns)
+        return [str(pattern).format(shard=shard) for shard in names]
+
+    return files

@@ -13,7 +13,7 @@ checkpoint scan:
     threads: 1
     resources:
         mem_mb=growing(4000),
-        runtime=growing(60),
+        runtime=growing(240),
     params:
         files=FILES,
         reading=READING,

@@ -10,7 +10,7 @@ rule simulate:
         "../envs/pipeline.yaml"
     threads: 1
     resources:
-        mem_mb=growing(2000),
+        mem_mb=simulate_mb,
         runtime=growing(30),
     params:
         start=first_image,

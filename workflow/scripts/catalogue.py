@@ -7,6 +7,8 @@ jobs.catalogue(
     snakemake.output[0],
     parts=snakemake.input.parts,
     origins=snakemake.input.origins,
+    manifests=snakemake.input.manifests,
+    reading=snakemake.params.reading,
     stacks=snakemake.input.stacks,
     truths=snakemake.input.truths,
     config=snakemake.params.config,
