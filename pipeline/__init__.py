@@ -18,6 +18,7 @@ quality      what a fit says about itself, flags
 program      the compiled fit of a queue of images of one shape
 fit          stacks of images -> rows and covariances
 sky          pixel <-> sky, beam
+certificate  sources put into the residuals of a run and fitted again
 catalogue    parts and catalogue in HDF5
 report       the page that says what a run found
 runtime      log, threads, device, compile cache of a job

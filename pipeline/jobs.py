@@ -17,7 +17,8 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from pipeline import __version__, runtime
-from pipeline.catalogue import merge, read_rows, write_part
+from pipeline.catalogue import merge, read_rows, write_certificate, write_part
+from pipeline.certificate import DONORS, NEEDED, certify, choose, inject
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, PARAMETERS, empty_rows, parameter_names
 from pipeline.files import replacing
 from pipeline.images import Block, Rejected, Stack, list_files, read_header, read_planes, scan_file
@@ -185,6 +186,51 @@ def fit(
     runtime.LOG.info("%(images)d images fitted in %(seconds)g s, %(rejected)d rejected", facts)
 
 
+def certificate(
+    path: str,
+    origin: str,
+    *,
+    parts: Sequence[str],
+    manifests: Sequence[str],
+    reading: Mapping[str, Any],
+    fit: Mapping[str, Any],
+    sources: int,
+    log: str,
+    gpu: int,
+    cache: str | Path,
+) -> None:
+    """Put sources into the residuals of the run, and say how often the errors of their fits hold.
+
+    Parameters
+    ----------
+    path : path
+        Written: the certificate.
+    origin : path
+        Written: how many sources took how many seconds, on what; JSON.
+    parts, manifests : sequences of paths
+        What `fit` wrote and what it was given, by shard.
+    reading, fit : dict
+        As for `fit`.
+    sources : int
+        To put in at most.
+    """
+    runtime.start_log(log)
+    device = runtime.start_jax(threads=1, gpu=gpu, cache=cache)
+    from pipeline.fit import fit_rows  # here, because what imports jax must come after start_jax
+
+    began = time.monotonic()
+    rows = _chosen(parts, sources)
+    trials = [inject(stack, found, fit_rows, fit) for stack, found in _images(rows, manifests, reading)]
+    write_certificate(path, certify(trials, parameter_names(fit["background"], fit["scale"])))
+    count = sum(len(part.snr) for part in trials)
+    facts = {"sources": count, "seconds": round(time.monotonic() - began, 3), "device": device}
+    with replacing(origin) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1))
+    runtime.LOG.info("%(sources)d sources put in and fitted in %(seconds)g s", facts)
+    if not count:
+        runtime.LOG.warning("no errors certified: fewer than %d good rows of one image size", DONORS)
+
+
 def catalogue(
     path: str,
     *,
@@ -192,6 +238,7 @@ def catalogue(
     origins: Sequence[str],
     stacks: Sequence[str],
     truths: Sequence[str],
+    certificates: Sequence[str],
     config: Mapping[str, Any],
     log: str,
 ) -> None:
@@ -205,6 +252,8 @@ def catalogue(
         What `fit` wrote, by shard.
     stacks, truths : sequences of paths
         What `simulate` wrote; empty for the user's own images.
+    certificates : sequence of paths
+        What `certificate` wrote, or empty.
     config : dict
         The whole config, kept in the provenance.
     """
@@ -213,6 +262,7 @@ def catalogue(
         parts,
         path,
         truth=_truth(stacks, truths) if truths else None,
+        certificate=read_rows(certificates[0], table="certificate") if certificates else None,
         provenance=_provenance(origins, config),
         image_units={"scale": ""} if config["images"]["uncertainty"] is not None else {},
     )
@@ -288,7 +338,11 @@ def _read(
 
 def _joined(pieces: Sequence[Piece]) -> Stack:
     """The images of all pieces as one stack."""
-    data, mask, noise = zip(*(piece.stack for piece in pieces), strict=True)
+    return _stacked([piece.stack for piece in pieces])
+
+
+def _stacked(stacks: Sequence[Stack]) -> Stack:
+    data, mask, noise = zip(*stacks, strict=True)
     return Stack(np.concatenate(data), np.concatenate(mask), None if noise[0] is None else np.concatenate(noise))
 
 
@@ -346,6 +400,55 @@ def _unit(header: fits.Header, column: str | None) -> str:
         return str(header.get("BUNIT", "")).strip()
     names = {str(value).strip().upper(): key[5:] for key, value in header["TTYPE*"].items()}
     return str(header.get(f"TUNIT{names.get(column.upper())}", "")).strip()
+
+
+def _chosen(parts: Sequence[str], sources: int) -> dict[str, np.ndarray]:
+    """The rows of all parts whose sources are put in, with the number of their part as the column ``part``."""
+    wanted = ["image_id", "flags", "file", "hdu", "plane", *NEEDED]
+    chosen: dict[str, np.ndarray] = {}
+    for number, part in enumerate(parts):
+        rows = read_rows(part, wanted)
+        rows["part"] = np.full(len(rows["flags"]), number)
+        rows = {name: values[choose(rows, sources)] for name, values in rows.items()}
+        chosen = {name: np.concatenate([chosen.get(name, values[:0]), values]) for name, values in rows.items()}
+        chosen = {name: values[choose(chosen, sources)] for name, values in chosen.items()}
+    return chosen
+
+
+def _images(
+    rows: Mapping[str, np.ndarray], manifests: Sequence[str], reading: Mapping[str, Any]
+) -> Iterator[tuple[Stack, dict[str, np.ndarray]]]:
+    """The images of some rows, DONORS or a multiple of them of one size at a time, and their rows.
+
+    What does not make up a group, or has become unreadable, is left out.
+    """
+    found: dict[tuple[int, int], list[tuple[str, int, int, int, Block]]] = {}
+    for part in np.unique(rows["part"]):
+        here = np.flatnonzero(rows["part"] == part)
+        files = set(rows["file"][here])
+        blocks: dict[tuple[str, int], list[Block]] = {}
+        for block in read_manifest(manifests[part])[0]:
+            if block.file in files:
+                blocks.setdefault((block.file, block.hdu), []).append(block)
+        for place in here.tolist():
+            file, hdu, plane = (rows[name][place] for name in ("file", "hdu", "plane"))
+            block = next(block for block in blocks[file, hdu] if block.start <= plane < block.stop)
+            found.setdefault((block.ny, block.nx), []).append((file, int(hdu), int(plane), place, block))
+    for (ny, nx), listed in sorted(found.items()):
+        # By file, so that one that has to be unpacked is so once.
+        listed.sort(key=lambda image: image[:3])
+        groups = [listed[low : low + DONORS] for low in range(0, len(listed) - DONORS + 1, DONORS)]
+        step = max(1, BATCH_PIXELS // (DONORS * ny * nx))
+        for low in range(0, len(groups), step):
+            stacks, places = [], []
+            for group in groups[low : low + step]:
+                try:
+                    stacks += [read_planes(block, plane, plane + 1, **reading) for _, _, plane, _, block in group]
+                    places += [place for *_, place, _ in group]
+                except (ValueError, OSError) as error:
+                    runtime.LOG.warning("not used for the certificate: %s", error)
+            if stacks:
+                yield _stacked(stacks), {name: values[places] for name, values in rows.items()}
 
 
 # ---- what a catalogue tells beside its rows -------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.ndimage import median_filter
 
 from pipeline.catalogue import Summary, read_rows, read_summary
-from pipeline.columns import BEAM, BIT, COLUMNS, DERIVED, FLAGS, PARAMETERS, SKY, decode_flags
+from pipeline.columns import BEAM, BIT, COLUMNS, DERIVED, FLAGS, PARAMETERS, SKY, UNSOLVED, decode_flags
 from pipeline.files import replacing
 from pipeline.images import read_planes, scan_file
 from pipeline.model import gaussian
@@ -35,11 +35,6 @@ REASONS = 20
 _DERIVED = tuple(name for name in DERIVED if name not in ("sigma_major", "sigma_minor"))
 VALUES = (*PARAMETERS, *_DERIVED, *SKY, *BEAM)
 QUALITY = ("snr", "misfit", "outlier_fraction", "n_steps", "condition")
-
-#: Rows with one of these flags are not a solution, so that their errors promise nothing.
-UNSOLVED = sum(
-    BIT[name] for name in ("NOT_CONVERGED", "HESSIAN_NOT_POSITIVE", "TOO_FEW_PIXELS", "NON_FINITE", "AT_LIMIT")
-)
 
 # Pulls are counted in bins fine enough to read medians and quantiles off them.
 PULL_EDGES = np.linspace(-8.0, 8.0, 1601)

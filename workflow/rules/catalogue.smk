@@ -4,6 +4,7 @@ rule catalogue:
         origins=shard_files(ORIGIN),
         stacks=STACKS,
         truths=TRUTHS,
+        certificates=CERTIFICATES,
     output:
         CATALOGUE,
     log:

@@ -9,6 +9,7 @@ jobs.catalogue(
     origins=snakemake.input.origins,
     stacks=snakemake.input.stacks,
     truths=snakemake.input.truths,
+    certificates=snakemake.input.certificates,
     config=snakemake.params.config,
     log=snakemake.log[0],
 )
