@@ -139,10 +139,9 @@ def _fields(
     images, ny, nx = data.shape
     y, x = np.mgrid[:ny, :nx].astype(float)
     used = ~mask & np.isfinite(data)
-    noise = np.where(used, noise, 1.0).astype(float)
     # Over what is typical of its image, so that a quiet image may lend its residuals to a noisy one.
-    level = np.array([np.median(noise[i][used[i]]) for i in range(images)])
-    noise = noise / level[:, None, None]
+    level = np.array([np.median(noise[i][used[i]]) for i in range(images)], float)
+    noise = np.where(used, noise / level[:, None, None], 1.0)
     width = (rows["scale"] * level)[:, None, None]
     model = _model(rows, x, y)
     residual = np.where(used, (data - model) / (width * noise), 0.0)
@@ -165,7 +164,7 @@ def _fields(
 
     field_noise, field_weight = mosaic(noise), mosaic(weight)
     field = model + width * field_noise * mosaic(residual)
-    kept = _kept(slopes, moved(slopes), weight, field_weight, donor)
+    kept = _kept(slopes, weight, field_weight, donor, moved)
     return field, field_weight == 0, field_noise * level[:, None, None], kept
 
 
@@ -188,12 +187,16 @@ def _slopes(source: np.ndarray, x: np.ndarray, y: np.ndarray, n_background: int)
     """Derivatives (ny, nx, 6 + n_background) of the model in its parameters, by complex steps: exact to rounding."""
     step = 1e-30
     turned = source + 1j * step * np.eye(6)
-    gaussians = gaussian(turned[:, None, None, :], x, y).imag / step
+    gaussians = [gaussian(one, x, y).imag / step for one in turned]
     return np.stack([*gaussians, np.ones_like(x), x - source[0], y - source[1]][: 6 + n_background])
 
 
 def _kept(
-    slopes: np.ndarray, moved_slopes: np.ndarray, weight: np.ndarray, field_weight: np.ndarray, donor: np.ndarray
+    slopes: np.ndarray,
+    weight: np.ndarray,
+    field_weight: np.ndarray,
+    donor: np.ndarray,
+    moved: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
     """The share of the variance of each parameter that fields of residuals have, (n, q + 1), the scale last.
 
@@ -202,9 +205,12 @@ def _kept(
     1 - sum |P a|^2 / sum |a|^2, the sums over its images, with a where a pixel is from the image and 0 elsewhere. Of
     the scale it has 1 - sum n^2 / N / sum n, n of N pixels from each image: what is lost is the mean of chi.
 
-    slopes : (n, q, ny, nx) of the source of each image, where that is and in the field; moved_slopes : as they lie in
-    fields. weight : (n, ny, nx) of each image, field_weight : of each field. donor : (n, ny, nx) int.
+    slopes : (n, q, ny, nx) of the source of each image, and of its field. weight : (n, ny, nx) of each image,
+    field_weight : of each field. donor : (n, ny, nx) int, the image a pixel is from. moved : from places in an image
+    to those in a field.
     """
+    # What is kept does not depend on the unit of a parameter, but rounding does.
+    slopes = slopes / np.maximum(np.max(np.abs(slopes), axis=(2, 3), keepdims=True), np.finfo(float).tiny)
     whole = [_products(one, one, square) for one, square in zip(slopes, weight**2, strict=True)]
     # Of a rank that pixels allow; a source without a pixel is no solution of its fit, and does not count.
     inverses = np.linalg.pinv(np.stack(whole), hermitian=True)
@@ -215,12 +221,12 @@ def _kept(
         lost, scale_lost = np.zeros_like(inverse), 0.0
         for image, number in enumerate(numbers.tolist()):
             here = (source == image) & (square > 0)
-            cross = _products(own[:, here], moved_slopes[image][:, here], square[here])
+            cross = _products(own[:, here], moved(slopes[image])[:, here], square[here])
             lost += cross @ inverses[image] @ cross.T
             scale_lost += np.count_nonzero(here) ** 2 / number
         with np.errstate(invalid="ignore"):
             share = 1.0 - np.diag(inverse @ lost @ inverse) / np.diag(inverse)
-        kept.append([*share, 1.0 - scale_lost / max(np.count_nonzero(square), 1)])
+        kept.append([*share, 1.0 - scale_lost / max(int(np.count_nonzero(square)), 1)])
     return np.array(kept)
 
 
@@ -278,10 +284,11 @@ def _statistics(pull: np.ndarray, bound: np.ndarray, kept: np.ndarray) -> dict[s
         over = (bound - np.median(bound[near]))[near] / np.sqrt(kept[near])
         over = over - over.mean()
         line["over_bound"], line["over_bound_err"] = np.mean(over**2), _error_of_variance(over)
-    within = math.sqrt(NOMINAL[0] * (1.0 - NOMINAL[0]) / n)
     if n >= LEAST_SOURCES:
-        low, factor, high = np.quantile(size, [NOMINAL[0] - within, NOMINAL[0], NOMINAL[0] + within])
-        line["factor"], line["factor_err"] = factor, 0.5 * (high - low)
+        # Between quantiles, whatever the distribution: the interval is that of the shares that chance may give.
+        chance = CORRECTED_BEYOND * math.sqrt(NOMINAL[0] * (1.0 - NOMINAL[0]) / n)
+        low, factor, high = np.quantile(size, [NOMINAL[0] - chance, NOMINAL[0], NOMINAL[0] + chance])
+        line["factor"], line["factor_err"] = factor, (high - low) / (2.0 * CORRECTED_BEYOND)
     return line
 
 

@@ -278,17 +278,19 @@ def report(
     *,
     catalogue: str,
     origins: Sequence[str],
+    certificates: Sequence[str],
     reading: Mapping[str, Any],
     config: Mapping[str, Any],
     log: str,
 ) -> None:
-    """Write the report on a catalogue, with the time that each shard took."""
+    """Write the report on a catalogue, with the time that each shard and the certificate took."""
     runtime.start_log(log)
     from pipeline.report import write_report  # here, because no other job draws
 
     facts = _facts(origins)
     benchmarks = [(shard, fact["seconds"], fact["images"]) for shard, fact in facts.items()]
-    write_report(catalogue, path, images=reading, benchmarks=benchmarks, config=config)
+    seconds = sum(fact["seconds"] for fact in _facts(certificates).values())
+    write_report(catalogue, path, images=reading, benchmarks=benchmarks, config=config, certificate_seconds=seconds)
 
 
 # ---- reading and fitting --------------------------------------------------------------------------------------------
@@ -466,7 +468,7 @@ def _truth(stacks: Sequence[str], truths: Sequence[str]) -> dict[str, np.ndarray
 
 
 def _facts(origins: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What `fit` told of each shard, by its name."""
+    """What `fit` told of each shard, by its name; or `certificate`."""
     return {Path(origin).stem: json.loads(Path(origin).read_text()) for origin in origins}
 
 

@@ -156,7 +156,7 @@ def test_every_job_leaves_a_log_and_a_benchmark(simulated_run):
         for path in (simulated_run / "results" / "benchmarks").rglob("*.tsv")
     }
     assert logs == benchmarks
-    assert {path.parts[0] for path in logs} == {"simulate", "scan", "fit", "catalogue", "report"}
+    assert {path.parts[0] for path in logs} == {"simulate", "scan", "fit", "certificate", "catalogue", "report"}
 
 
 def test_the_same_again_does_nothing(simulated_run):
