@@ -279,11 +279,12 @@ def _statistics(pull: np.ndarray, bound: np.ndarray, kept: np.ndarray) -> dict[s
         line[f"coverage_{label}_err"] = math.sqrt(nominal * (1.0 - nominal) / n)
     if np.count_nonzero(near) > 1:
         centred = pull[near] - pull[near].mean()
-        line["bias"], line["bias_err"] = pull[near].mean(), centred.std() / math.sqrt(len(centred))
-        line["spread"], line["spread_err"] = centred.std(), _error_of_variance(centred) / (2.0 * centred.std())
-        over = (bound - np.median(bound[near]))[near] / np.sqrt(kept[near])
-        over = over - over.mean()
-        line["over_bound"], line["over_bound_err"] = np.mean(over**2), _error_of_variance(over)
+        spread = float(centred.std())
+        line |= {"bias": float(pull[near].mean()), "bias_err": spread / math.sqrt(len(centred)), "spread": spread}
+        line["spread_err"] = _error_of_variance(centred) / (2.0 * spread) if spread > 0 else 0.0
+        # In the same units as the bound, and what the residuals have lost put on top likewise.
+        over = (bound[near] - bound[near].mean()) / np.sqrt(kept[near])
+        line["over_bound"], line["over_bound_err"] = float(np.mean(over**2)), _error_of_variance(over)
     if n >= LEAST_SOURCES:
         # Between quantiles, whatever the distribution: the interval is that of the shares that chance may give.
         chance = CORRECTED_BEYOND * math.sqrt(NOMINAL[0] * (1.0 - NOMINAL[0]) / n)
