@@ -406,7 +406,7 @@ def _unit(header: fits.Header, column: str | None) -> str:
 
 def _chosen(parts: Sequence[str], sources: int) -> dict[str, np.ndarray]:
     """The rows of all parts whose sources are put in, with the number of their part as the column ``part``."""
-    wanted = ["image_id", "flags", "file", "hdu", "plane", *NEEDED]
+    wanted = ["image_id", "flags", *NEEDED]
     chosen: dict[str, np.ndarray] = {}
     for number, part in enumerate(parts):
         rows = read_rows(part, wanted)
@@ -424,29 +424,25 @@ def _images(
 
     What does not make up a group, or has become unreadable, is left out.
     """
-    found: dict[tuple[int, int], list[tuple[str, int, int, int, Block]]] = {}
-    for part in np.unique(rows["part"]):
-        here = np.flatnonzero(rows["part"] == part)
-        files = set(rows["file"][here])
-        blocks: dict[tuple[str, int], list[Block]] = {}
+    found: dict[tuple[int, int], list[tuple[Block, int, int]]] = {}
+    for part in np.unique(rows["part"]).tolist():
+        here = np.flatnonzero(rows["part"] == part).tolist()
+        wanted = dict(zip(rows["image_id"][here].tolist(), here, strict=True))
         for block in read_manifest(manifests[part])[0]:
-            if block.file in files:
-                blocks.setdefault((block.file, block.hdu), []).append(block)
-        for place in here.tolist():
-            file, hdu, plane = (rows[name][place] for name in ("file", "hdu", "plane"))
-            block = next(block for block in blocks[file, hdu] if block.start <= plane < block.stop)
-            found.setdefault((block.ny, block.nx), []).append((file, int(hdu), int(plane), place, block))
+            ids = image_ids(block.file, block.hdu, np.arange(block.start, block.stop))
+            images = [(block, number, wanted[i]) for number, i in enumerate(ids.tolist(), block.start) if i in wanted]
+            found.setdefault((block.ny, block.nx), []).extend(images)
     for (ny, nx), listed in sorted(found.items()):
         # By file, so that one that has to be unpacked is so once.
-        listed.sort(key=lambda image: image[:3])
+        listed.sort(key=lambda image: image[:2])
         groups = [listed[low : low + DONORS] for low in range(0, len(listed) - DONORS + 1, DONORS)]
         step = max(1, BATCH_PIXELS // (DONORS * ny * nx))
         for low in range(0, len(groups), step):
             stacks, places = [], []
             for group in groups[low : low + step]:
                 try:
-                    stacks += [read_planes(block, plane, plane + 1, **reading) for _, _, plane, _, block in group]
-                    places += [place for *_, place, _ in group]
+                    stacks += [read_planes(block, number, number + 1, **reading) for block, number, _ in group]
+                    places += [place for *_, place in group]
                 except (ValueError, OSError) as error:
                     runtime.LOG.warning("not used for the certificate: %s", error)
             if stacks:
