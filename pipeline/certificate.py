@@ -29,7 +29,7 @@ from pipeline.model import gaussian
 #: Images whose residuals make one field.
 DONORS = 4
 #: Share of the variance that must be left in the residuals for a pull to count.
-LEAST_KEPT = 0.5
+LEAST_KEPT = 0.3
 #: Sources below which no error is corrected, and Monte Carlo errors beyond which one is.
 LEAST_SOURCES, CORRECTED_BEYOND = 50, 3.0
 #: Pulls beyond this are no errors of a fit but other sources; they count for coverage, not for means.
@@ -44,8 +44,8 @@ class Trials(NamedTuple):
     """Sources put in and found again, n of them with p fitted parameters.
 
     pull, bound, kept : (n, p) fit - truth over its error; over its error by the covariance ``fisher``; and the share of
-    its variance that the residuals have left, see `_kept`. snr : (n,) of the row that the source is
-    from. solved : (n,) bool, whether the fit is a solution.
+    its variance that the residuals have left, see `_kept`. snr : (n,) of the row that the source is from. solved : (n,)
+    bool, whether the fit is a solution.
     """
 
     pull: np.ndarray
@@ -243,7 +243,7 @@ def _products(left: np.ndarray, right: np.ndarray, weight: np.ndarray) -> np.nda
 def certify(parts: Sequence[Trials], names: Sequence[str]) -> dict[str, np.ndarray]:
     """The certificate, columns of `columns.CERTIFICATE`, one row a fitted parameter of ``names`` and bin of S/N.
 
-    Without trials that count a row has ``sources`` 0 and NaN.
+    What counts are solutions whose residuals have not lost too much; a row without any has ``sources`` 0 and NaN.
     """
     joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)] if parts else []
     table = empty_rows(0, CERTIFICATE)
@@ -255,7 +255,6 @@ def certify(parts: Sequence[Trials], names: Sequence[str]) -> dict[str, np.ndarr
             if joined:
                 pull, bound, kept, snr, solved = joined
                 here = snr_bins(snr) == number
-                # The start of a fit may be where its covariance is not defined; such rows are flagged.
                 counts = here & solved & (kept[:, j] >= LEAST_KEPT) & np.isfinite(pull[:, j])
                 line["failed"] = np.count_nonzero(here & ~solved)
                 line["sources"] = np.count_nonzero(counts)
@@ -282,7 +281,6 @@ def _statistics(pull: np.ndarray, bound: np.ndarray, kept: np.ndarray) -> dict[s
         spread = float(centred.std())
         line |= {"bias": float(pull[near].mean()), "bias_err": spread / math.sqrt(len(centred)), "spread": spread}
         line["spread_err"] = _error_of_variance(centred) / (2.0 * spread) if spread > 0 else 0.0
-        # In the same units as the bound, and what the residuals have lost put on top likewise.
         over = (bound[near] - bound[near].mean()) / np.sqrt(kept[near])
         line["over_bound"], line["over_bound_err"] = float(np.mean(over**2)), _error_of_variance(over)
     if n >= LEAST_SOURCES:
