@@ -13,6 +13,7 @@ moments      the same derivatives of the built-in model, a thousand times as fas
 start        first guess
 newton       one step of the minimiser; knows no images
 slots        many iterations of different length at once
+correlation  noise whose pixels are not independent
 uncertainty  four covariances, errors of derived quantities
 quality      what a fit says about itself, flags
 program      the compiled fit of a queue of images of one shape
