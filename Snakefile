@@ -1,4 +1,4 @@
-"""From FITS images to one catalogue: simulate or list images, fit each, merge, report. Reads top to bottom as the data flow."""
+"""From FITS images to one catalogue: simulate or list images, fit each, certify, merge, report. Top to bottom as the data flow."""
 
 import sys
 from pathlib import Path
@@ -29,5 +29,6 @@ rule all:
 include: "workflow/rules/simulate.smk"
 include: "workflow/rules/scan.smk"
 include: "workflow/rules/fit.smk"
+include: "workflow/rules/certificate.smk"
 include: "workflow/rules/catalogue.smk"
 include: "workflow/rules/report.smk"

@@ -22,6 +22,7 @@ program      the compiled fit of a queue of images of one shape
 fit          stacks of images -> rows and covariances
 sky          pixel <-> sky, beam
 cutouts      sources in larger images, by a table or by detection
+certificate  sources put into the residuals of a run and fitted again
 catalogue    parts and catalogue in HDF5
 report       the page that says what a run found
 runtime      log, threads, device, compile cache of a job

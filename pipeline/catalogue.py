@@ -7,6 +7,7 @@ Layout of a catalogue, format version 1; a part has the first three and no metad
     /covariance/<name>      (n, p, p) float64, rows as in /catalogue, attribute parameters = order of the p axes
     /rejected               table of columns.REJECTED, one row an image that could not be read
     /truth                  table of columns.TRUTH, rows as in /catalogue; simulated images only
+    /certificate            table of columns.CERTIFICATE, one row a parameter and bin of S/N; where asked for
     /flag_bits              table of name, bit, meaning
     /provenance/<name>      one text each
 
@@ -28,7 +29,8 @@ import numpy as np
 from astropy import units
 from astropy.table import Table, meta
 
-from pipeline.columns import COLUMNS, COVARIANCES, ENDINGS, FLAGS, REJECTED, TRUTH, Column
+from pipeline.certificate import calibrate
+from pipeline.columns import CERTIFICATE, COLUMNS, COVARIANCES, ENDINGS, FLAGS, REJECTED, TRUTH, Column
 from pipeline.files import replacing
 
 FORMAT = "cauchyfit catalogue"
@@ -53,7 +55,7 @@ class Summary(NamedTuple):
 
     ``rows``, ``rejected``: numbers of rows; ``has_truth``; ``parameters``: order of the covariance matrices;
     ``units``: unit of each column of the catalogue as text; ``unit_note``: why columns in image units have none,
-    else ""; ``provenance``: text by name.
+    else ""; ``provenance``: text by name; ``has_certificate``.
     """
 
     rows: int
@@ -63,6 +65,7 @@ class Summary(NamedTuple):
     units: dict[str, str]
     unit_note: str
     provenance: dict[str, str]
+    has_certificate: bool
 
 
 def write_part(
@@ -111,11 +114,19 @@ def write_part(
             _create_covariance(file, name, shape[0], parameters)[...] = covariance[name]
 
 
+def write_certificate(path: str | Path, certificate: Mapping[str, np.ndarray]) -> None:
+    """Write a certificate, columns of `columns.CERTIFICATE`, as a file of its own; `read_rows` reads it."""
+    rows = _pack(path, CERTIFICATE, certificate)
+    with replacing(path) as temporary, h5py.File(temporary, "w", locking="best-effort") as file:
+        _create_table(file, "certificate", len(rows), rows.dtype)[...] = rows
+
+
 def merge(
     parts: Sequence[str | Path],
     path: str | Path,
     *,
     truth: Mapping[str, np.ndarray] | None = None,
+    certificate: Mapping[str, np.ndarray] | None = None,
     provenance: Mapping[str, str],
     image_units: Mapping[str, str] | None = None,
 ) -> None:
@@ -129,6 +140,8 @@ def merge(
         Replaced as a whole or not at all.
     truth : dict of (m,) arrays, optional
         ``image_id`` of every row of the catalogue, in any order, and columns of `columns.TRUTH`; what is absent is NaN.
+    certificate : dict of (m,) arrays, optional
+        Columns of `columns.CERTIFICATE`; corrects the errors ``<name>_err_cal``, which are NaN without it.
     provenance : dict of str
         Texts of the group ``provenance``.
     image_units : dict of str, optional
@@ -168,6 +181,9 @@ def merge(
             return _create_table(file, name, rows, dtype)
 
         table("flag_bits", FLAG_BITS, bits.dtype, len(bits))[...] = bits
+        if certificate is not None:
+            lines = _pack(path, CERTIFICATE, certificate)
+            table("certificate", CERTIFICATE, lines.dtype, len(lines))[...] = lines
         outputs = {
             "catalogue": table("catalogue", COLUMNS, _dtype(COLUMNS, widths["catalogue"]), count),
             "rejected": table(
@@ -185,6 +201,8 @@ def merge(
                 for name, output in outputs.items():
                     for slab in _slabs(source[name]):
                         start, stop = done[name], done[name] + len(slab)
+                        if name == "catalogue" and certificate is not None:
+                            calibrate(slab, certificate)
                         output[start:stop] = slab
                         if name == "catalogue" and truth is not None:
                             truth_rows[start:stop] = _truth_of(slab, truth, truth_rows.dtype)
@@ -208,6 +226,7 @@ def read_summary(path: str | Path) -> Summary:
             units={c["name"]: str(c.get("unit", "")) for c in meta.get_header_from_yaml(lines)["datatype"]},
             unit_note=file.attrs["unit_note"],
             provenance={k: _decode(v[()]) for k, v in file.get("provenance", {}).items()},
+            has_certificate="certificate" in file,
         )
 
 

@@ -70,6 +70,14 @@ FLAGS = (
 #: Bit value by flag name.
 BIT = {flag.name: 1 << flag.bit for flag in FLAGS}
 
+#: Rows with one of these flags are not a solution, so that their errors promise nothing.
+UNSOLVED = sum(
+    BIT[name] for name in ("NOT_CONVERGED", "HESSIAN_NOT_POSITIVE", "TOO_FEW_PIXELS", "NON_FINITE", "AT_LIMIT")
+)
+
+#: Edges of the bins of ``snr`` in which the certificate looks at the errors.
+SNR_BINS = (LOW_SNR, 10.0, 30.0, 100.0, np.inf)
+
 _FITTED = {
     "x0": ("pix", "centre along x (NAXIS1); 0-based, integer = pixel centre, from the first pixel of the array read"),
     "y0": ("pix", "centre along y (NAXIS2); 0-based, integer = pixel centre, from the first pixel of the array read"),
@@ -113,7 +121,7 @@ BEAM = tuple(_BEAM)
 
 
 #: What the columns that belong to another one end in.
-ENDINGS = ("_err", "_bias")
+ENDINGS = ("_err", "_err_cal", "_bias")
 
 
 def _pair(name: str, unit: str, error_unit: str, description: str, group: str) -> tuple[Column, Column]:
@@ -137,6 +145,10 @@ COLUMNS: tuple[Column, ...] = (
         "identity",
     ),
     *(c for n, (u, d) in _FITTED.items() for c in _pair(n, u, u, d, "fitted")),
+    *(
+        Column(f"{n}_err_cal", "f8", u, f"{n}_err, corrected where the certificate finds it wrong", "calibrated")
+        for n, (u, _) in _FITTED.items()
+    ),
     *(
         Column(f"{n}_bias", "f8", u, f"what to expect of {n} beyond the truth", "fitted")
         for n, (u, _) in _FITTED.items()
@@ -170,6 +182,29 @@ REJECTED: tuple[Column, ...] = (
     Column("plane", "i8", "", "number of the plane in the HDU, from 0; -1 = the whole HDU or file", "identity"),
     Column("source", "i8", "", "number of the source in the plane, from 0; -1 = the whole plane", "identity"),
     Column("reason", "S", "", "why it could not be read", "quality"),
+)
+
+#: The certificate, one row a fitted parameter and bin of S/N. Pulls are (fit - truth) / err.
+CERTIFICATE: tuple[Column, ...] = (
+    Column("parameter", "S", "", "name of the fitted parameter", "identity"),
+    Column("snr_low", "f8", "", "lower edge of the bin of snr", "identity"),
+    Column("snr_high", "f8", "", "upper edge of the bin of snr", "identity"),
+    Column("sources", "i8", "", "sources that were put in, found again and count", "certificate"),
+    Column("failed", "i8", "", "sources whose fit is no solution; they do not count", "certificate"),
+    Column("kept", "f8", "", "share of the variance that the residuals have; pulls allow for it", "certificate"),
+    Column("coverage_68", "f8", "", "share of pulls within 1, nominally 0.683", "certificate"),
+    Column("coverage_68_err", "f8", "", "Monte Carlo error of coverage_68, if it is nominal", "certificate"),
+    Column("coverage_95", "f8", "", "share of pulls within 2, nominally 0.954", "certificate"),
+    Column("coverage_95_err", "f8", "", "Monte Carlo error of coverage_95, if it is nominal", "certificate"),
+    Column("median_pull", "f8", "", "median of the pulls", "certificate"),
+    Column("bias", "f8", "", "mean of the pulls within 5: bias in standard errors", "certificate"),
+    Column("bias_err", "f8", "", "Monte Carlo error of bias", "certificate"),
+    Column("spread", "f8", "", "standard deviation of the pulls within 5, nominally 1", "certificate"),
+    Column("spread_err", "f8", "", "Monte Carlo error of spread", "certificate"),
+    Column("over_bound", "f8", "", "variance over the Cramer-Rao bound (covariance fisher)", "certificate"),
+    Column("over_bound_err", "f8", "", "Monte Carlo error of over_bound", "certificate"),
+    Column("factor", "f8", "", "by which errors would have to be longer to cover 0.683", "certificate"),
+    Column("factor_err", "f8", "", "Monte Carlo error of factor", "certificate"),
 )
 
 #: The truth of simulated images: identity, then the parameters and what is derived from them.

@@ -16,7 +16,8 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from pipeline import __version__, runtime
-from pipeline.catalogue import merge, read_rows, write_part
+from pipeline.catalogue import merge, read_rows, write_certificate, write_part
+from pipeline.certificate import DONORS, NEEDED, certify, choose, inject
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, PARAMETERS, empty_rows, parameter_names
 from pipeline.detection import forget_others, read_images
 from pipeline.files import replacing
@@ -219,6 +220,54 @@ def fit(
     runtime.LOG.info("%(images)d images fitted in %(seconds)g s, %(rejected)d rejected", facts)
 
 
+def certificate(
+    path: str,
+    origin: str,
+    *,
+    parts: Sequence[str],
+    manifests: Sequence[str],
+    reading: Mapping[str, Any],
+    fit: Mapping[str, Any],
+    sources: int,
+    detections: str | Path,
+    log: str,
+    gpu: int,
+    cache: str | Path,
+) -> None:
+    """Put sources into the residuals of the run, and say how often the errors of their fits hold.
+
+    Parameters
+    ----------
+    path : path
+        Written: the certificate.
+    origin : path
+        Written: how many sources took how many seconds, on what; JSON.
+    parts, manifests : sequences of paths
+        What `fit` wrote and what it was given, by shard.
+    reading, fit : dict
+        As for `fit`.
+    sources : int
+        To put in at most.
+    detections : path
+        As for `fit`.
+    """
+    runtime.start_log(log)
+    device = runtime.start_jax(threads=1, gpu=gpu, cache=cache)
+    from pipeline.fit import fit_rows  # here, because what imports jax must come after start_jax
+
+    began = time.monotonic()
+    rows = _chosen(parts, sources)
+    trials = [inject(stack, found, fit_rows, fit) for stack, found in _images(rows, manifests, reading, detections)]
+    write_certificate(path, certify(trials, parameter_names(fit["background"], fit["scale"])))
+    count = sum(len(part.snr) for part in trials)
+    facts = {"sources": count, "seconds": round(time.monotonic() - began, 3), "device": device}
+    with replacing(origin) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1))
+    runtime.LOG.info("%(sources)d sources put in and fitted in %(seconds)g s", facts)
+    if not count:
+        runtime.LOG.warning("no errors certified: fewer than %d good rows of one image size", DONORS)
+
+
 def catalogue(
     path: str,
     *,
@@ -228,6 +277,7 @@ def catalogue(
     reading: Mapping[str, Any],
     stacks: Sequence[str],
     truths: Sequence[str],
+    certificates: Sequence[str],
     config: Mapping[str, Any],
     log: str,
 ) -> None:
@@ -243,6 +293,8 @@ def catalogue(
         How they were read: ``hdu, column, mask, uncertainty, cutouts`` of the config.
     stacks, truths : sequences of paths
         What `simulate` wrote; empty for the user's own images.
+    certificates : sequence of paths
+        What `certificate` wrote, or empty.
     config : dict
         The whole config, kept in the provenance.
 
@@ -260,6 +312,7 @@ def catalogue(
         parts,
         path,
         truth=_truth(stacks, truths) if truths else None,
+        certificate=read_rows(certificates[0], table="certificate") if certificates else None,
         provenance=_provenance(origins, config),
         image_units={"scale": ""} if config["images"]["uncertainty"] is not None else {},
     )
@@ -275,19 +328,21 @@ def report(
     *,
     catalogue: str,
     origins: Sequence[str],
+    certificates: Sequence[str],
     reading: Mapping[str, Any],
     config: Mapping[str, Any],
     detections: str | Path,
     log: str,
 ) -> None:
-    """Write the report on a catalogue, with the time that each shard took."""
+    """Write the report on a catalogue, with the time that each shard and the certificate took."""
     runtime.start_log(log)
     from pipeline.report import write_report  # here, because no other job draws
 
     facts = _facts(origins)
     benchmarks = [(shard, fact["seconds"], fact["images"]) for shard, fact in facts.items()]
     images = {**reading, "folder": detections}
-    write_report(catalogue, path, images=images, benchmarks=benchmarks, config=config)
+    seconds = sum(fact["seconds"] for fact in _facts(certificates).values())
+    write_report(catalogue, path, images=images, benchmarks=benchmarks, config=config, certificate_seconds=seconds)
 
 
 # ---- listing, reading and fitting -----------------------------------------------------------------------------------
@@ -340,7 +395,11 @@ def _read(
 
 def _joined(pieces: Sequence[Piece]) -> Stack:
     """The images of all pieces as one stack."""
-    data, mask, noise = zip(*(piece.stack for piece in pieces), strict=True)
+    return _stacked([piece.stack for piece in pieces])
+
+
+def _stacked(stacks: Sequence[Stack]) -> Stack:
+    data, mask, noise = zip(*stacks, strict=True)
     return Stack(np.concatenate(data), np.concatenate(mask), None if noise[0] is None else np.concatenate(noise))
 
 
@@ -413,6 +472,66 @@ def _unit(header: fits.Header, column: str | None) -> str:
     return str(header.get(f"TUNIT{names.get(column.upper())}", "")).strip()
 
 
+def _chosen(parts: Sequence[str], sources: int) -> dict[str, np.ndarray]:
+    """The rows of all parts whose sources are put in, with the number of their part as the column ``part``."""
+    wanted = ["image_id", "flags", *NEEDED]
+    chosen: dict[str, np.ndarray] = {}
+    for number, part in enumerate(parts):
+        rows = read_rows(part, wanted)
+        rows["part"] = np.full(len(rows["flags"]), number)
+        rows = {name: values[choose(rows, sources)] for name, values in rows.items()}
+        chosen = {name: np.concatenate([chosen.get(name, values[:0]), values]) for name, values in rows.items()}
+        chosen = {name: values[choose(chosen, sources)] for name, values in chosen.items()}
+    return chosen
+
+
+def _images(
+    rows: Mapping[str, np.ndarray], manifests: Sequence[str], reading: Mapping[str, Any], detections: str | Path
+) -> Iterator[tuple[Stack, dict[str, np.ndarray]]]:
+    """The images of some rows, DONORS or a multiple of them of one size at a time, and their rows.
+
+    What does not make up a group, or has become unreadable, is left out.
+    """
+    found: dict[tuple[int, int], list[tuple[Block, int, int]]] = {}
+    for part in np.unique(rows["part"]).tolist():
+        here = np.flatnonzero(rows["part"] == part).tolist()
+        wanted = dict(zip(rows["image_id"][here].tolist(), here, strict=True))
+        for block in read_manifest(manifests[part])[0]:
+            ids = image_ids(block.file, block.hdu, *identities(block, block.start, block.stop))
+            images = [(block, number, wanted[i]) for number, i in enumerate(ids.tolist(), block.start) if i in wanted]
+            found.setdefault(image_shape(block, reading["cutouts"]), []).extend(images)
+    for (ny, nx), listed in sorted(found.items()):
+        # By file, so that one that has to be unpacked is so once.
+        listed.sort(key=lambda image: (image[0].file, image[0].hdu, image[1]))
+        groups = [listed[low : low + DONORS] for low in range(0, len(listed) - DONORS + 1, DONORS)]
+        step = max(1, BATCH_PIXELS // (DONORS * ny * nx))
+        for low in range(0, len(groups), step):
+            stacks, places, corners = [], [], []
+            for group in groups[low : low + step]:
+                try:
+                    stacks += [
+                        read_images(block, number, number + 1, folder=detections, **reading)
+                        for block, number, _ in group
+                    ]
+                    places += [place for *_, place in group]
+                    corners += [_corner(block, number) for block, number, _ in group]
+                except (ValueError, OSError) as error:
+                    runtime.LOG.warning("not used for the certificate: %s", error)
+            if stacks:
+                its_rows = {name: values[places] for name, values in rows.items()}
+                for axis, corner in zip("xy", np.array(corners).T, strict=True):
+                    for name in (f"{axis}0", f"{axis}0_start"):
+                        its_rows[name] = its_rows[name] - corner
+                yield _stacked(stacks), its_rows
+
+
+def _corner(block: Block, number: int) -> tuple[int, int]:
+    """First pixel x, y in its plane of image ``number``: that of a stamp, or 0, 0."""
+    if block.stamps is None:
+        return 0, 0
+    return tuple(block.stamps[number - block.start, 2:].tolist())
+
+
 # ---- what a catalogue tells beside its rows -------------------------------------------------------------------------
 
 
@@ -428,7 +547,7 @@ def _truth(stacks: Sequence[str], truths: Sequence[str]) -> dict[str, np.ndarray
 
 
 def _facts(origins: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What `fit` told of each shard, by its name."""
+    """What `fit` told of each shard, by its name; or `certificate`."""
     return {Path(origin).stem: json.loads(Path(origin).read_text()) for origin in origins}
 
 

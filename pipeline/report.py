@@ -21,7 +21,8 @@ from matplotlib.ticker import MaxNLocator
 from scipy.ndimage import median_filter
 
 from pipeline.catalogue import Summary, read_rows, read_summary
-from pipeline.columns import BEAM, BIT, COLUMNS, DERIVED, FLAGS, PARAMETERS, SKY, decode_flags
+from pipeline.certificate import FAR, corrections
+from pipeline.columns import BEAM, BIT, COLUMNS, DERIVED, FLAGS, PARAMETERS, SKY, UNSOLVED, decode_flags
 from pipeline.cutouts import scan_stamps
 from pipeline.detection import read_images
 from pipeline.files import replacing
@@ -37,11 +38,6 @@ REASONS = 20
 _DERIVED = tuple(name for name in DERIVED if name not in ("sigma_major", "sigma_minor"))
 VALUES = (*PARAMETERS, *_DERIVED, *SKY, *BEAM)
 QUALITY = ("snr", "misfit", "outlier_fraction", "n_steps", "condition")
-
-#: Rows with one of these flags are not a solution, so that their errors promise nothing.
-UNSOLVED = sum(
-    BIT[name] for name in ("NOT_CONVERGED", "HESSIAN_NOT_POSITIVE", "TOO_FEW_PIXELS", "NON_FINITE", "AT_LIMIT")
-)
 
 # Pulls are counted in bins fine enough to read medians and quantiles off them.
 PULL_EDGES = np.linspace(-8.0, 8.0, 1601)
@@ -75,6 +71,19 @@ class Histogram(NamedTuple):
     note: str
 
 
+class Coverage(NamedTuple):
+    """How often the errors of one parameter hold, ready to draw.
+
+    ``points``: by bin of S/N and nominal share, as (x, y, lower end, upper end of its Monte Carlo error, whether it is
+    off); ``lines``: the nominal shares; ``ticks`` as in `Histogram`.
+    """
+
+    name: str
+    points: list[tuple[float, float, float, float, bool]]
+    lines: list[tuple[float, str]]
+    ticks: list[tuple[float, str]]
+
+
 class Tally(NamedTuple):
     """What a pass over all rows counts.
 
@@ -105,6 +114,7 @@ def write_report(
     images: Mapping[str, Any],
     benchmarks: Sequence[tuple[str, float, int]],
     config: Mapping[str, Any],
+    certificate_seconds: float = 0.0,
 ) -> None:
     """Write the report of a run.
 
@@ -121,6 +131,8 @@ def write_report(
         Wall time of each fit job, and how many images it had. May be empty.
     config : dict
         The whole config; its section ``fit`` is shown at the top.
+    certificate_seconds : float
+        Wall time of the certificate.
     """
     summary = read_summary(catalogue_path)
     sample = _sample(catalogue_path, summary)
@@ -135,6 +147,7 @@ def write_report(
         lstrip_blocks=True,
     )
     page.filters.update(count=_count, number=_number, unit=_unit)
+    certificate = read_rows(catalogue_path, table="certificate") if summary.has_certificate else {}
     text = page.get_template("report.html.j2").render(
         summary=summary,
         tally=tally,
@@ -149,6 +162,10 @@ def write_report(
             ("Standard errors", [shown[f"{name}_err"] for name in VALUES if f"{name}_err" in shown]),
             ("Quality of the fits", [shown[name] for name in QUALITY if name in shown]),
         ],
+        certified=_certified(certificate),
+        coverages=_coverages(certificate),
+        far=FAR,
+        certificate_seconds=certificate_seconds,
         timing=_timing(benchmarks),
         width=WIDTH,
         height=HEIGHT,
@@ -324,6 +341,68 @@ def _pull_histogram(name: str, binned: np.ndarray) -> Histogram:
     ticks = [(float(t), _minus(f"{t:g}")) for t in (-4, -2, 0, 2, 4)]
     note = f"{_count(outside)} beyond ±5" if outside else ""
     return _draw(name, "", edges[12:53], inner[show], ticks, note, (x, normal))
+
+
+def _certified(certificate: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The lines of the certificate that have a source, each number with its Monte Carlo error."""
+    lines = []
+    factors = corrections(certificate) if certificate else {}
+    taken = Counter[str]()
+    for values in zip(*certificate.values(), strict=True):
+        line = dict(zip(certificate, values, strict=True))
+        name = str(line["parameter"])
+        factor = float(factors[name][taken[name]])
+        taken[name] += 1
+        if line["sources"] or line["failed"]:
+            cells = [
+                (_share(line["coverage_68"], line["coverage_68_err"]), _off(line, "coverage_68", NOMINAL[0])),
+                (_share(line["coverage_95"], line["coverage_95_err"]), _off(line, "coverage_95", NOMINAL[1])),
+                (_with_error(line["bias"], line["bias_err"]), _off(line, "bias", 0.0)),
+                (_with_error(line["spread"], line["spread_err"]), _off(line, "spread", 1.0)),
+                (_with_error(line["over_bound"], line["over_bound_err"]), False),
+            ]
+            corrected = _with_error(factor, line["factor_err"]) if factor != 1.0 else ""
+            lines.append(line | {"name": name, "snr": _range(line), "cells": cells, "corrected": corrected})
+    return lines
+
+
+def _off(line: Mapping[str, Any], name: str, nominal: float) -> bool:
+    return bool(abs(line[name] - nominal) > 3 * line[f"{name}_err"])
+
+
+def _share(share: float, error: float) -> str:
+    return f"{100 * share:.1f} ± {100 * error:.1f}" if math.isfinite(share) else "undefined"
+
+
+def _range(line: Mapping[str, Any]) -> str:
+    """A bin of S/N in words."""
+    low, high = line["snr_low"], line["snr_high"]
+    return f"{low:g}–{high:g}" if math.isfinite(high) else f"above {low:g}"
+
+
+def _coverages(certificate: Mapping[str, np.ndarray]) -> list[Coverage]:
+    """Pictures of the certificate, one a parameter."""
+    least = 0.5
+
+    def up(share: float) -> float:
+        return round(HEIGHT * (1.0 - (min(max(share, least), 1.0) - least) / (1.0 - least)), 1)
+
+    lines = [dict(zip(certificate, values, strict=True)) for values in zip(*certificate.values(), strict=True)]
+    pictures = []
+    for name in dict.fromkeys(line["parameter"] for line in lines):
+        own = [line for line in lines if line["parameter"] == name]
+        across = [round(WIDTH * (k + 0.5) / len(own), 1) for k in range(len(own))]
+        points = [
+            (x, up(share), up(share - error), up(share + error), _off(line, label, nominal))
+            for x, line in zip(across, own, strict=True)
+            for label, nominal in zip(("coverage_68", "coverage_95"), NOMINAL, strict=True)
+            for share, error in [(float(line[label]), float(line[f"{label}_err"]))]
+            if math.isfinite(share)
+        ]
+        ticks = [(x, _range(line)) for x, line in zip(across, own, strict=True)]
+        nominal_lines = [(up(nominal), f"{100 * nominal:.1f} %") for nominal in NOMINAL]
+        pictures.append(Coverage(str(name), points, nominal_lines, ticks))
+    return pictures
 
 
 def _column_histogram(name: str, axis: Axis, tally: Tally, summary: Summary) -> Histogram:

@@ -15,7 +15,18 @@ from astropy import units
 from astropy.table import QTable, Table
 
 from pipeline import catalogue
-from pipeline.columns import BIT, COLUMNS, COVARIANCES, DERIVED, FLAGS, REJECTED, TRUTH, empty_rows, parameter_names
+from pipeline.columns import (
+    BIT,
+    CERTIFICATE,
+    COLUMNS,
+    COVARIANCES,
+    DERIVED,
+    FLAGS,
+    REJECTED,
+    TRUTH,
+    empty_rows,
+    parameter_names,
+)  # fmt: skip
 from pipeline.files import replacing
 
 # PyTables, and pandas by it, dislike the dot in the name that astropy gives its metadata.
@@ -167,6 +178,28 @@ def test_truth_lies_beside_its_row_whatever_its_order(merged):
     np.testing.assert_array_equal(truth["flux"], np.arange(9.0) + 100)
     assert np.isnan(truth["background"]).all()
     assert set(DERIVED) < set(truth)
+
+
+def test_a_certificate_is_a_table_and_corrects_the_errors(tmp_path, merged):
+    certificate = empty_rows(len(PARAMETERS) * 4, CERTIFICATE)
+    certificate["parameter"] = np.repeat(np.array(PARAMETERS, dtype=object), 4)
+    certificate["snr_low"] = np.tile([5.0, 10.0, 30.0, 100.0], len(PARAMETERS))
+    certificate["factor"], certificate["factor_err"] = np.full((2, len(PARAMETERS) * 4), [[2.0], [0.1]])
+    rows = rows_of(5)
+    rows["snr"] = np.array([3.0, 7.0, 20.0, np.nan, 1e3])
+    catalogue.write_part(tmp_path / "p.h5", rows, covariance_of(5), PARAMETERS, [], "Jy/beam")
+    catalogue.write_certificate(tmp_path / "certificate.h5", certificate)
+    kept = catalogue.read_rows(tmp_path / "certificate.h5", table="certificate")
+    np.testing.assert_equal(kept, certificate)
+    catalogue.merge([tmp_path / "p.h5"], tmp_path / "c.h5", certificate=kept, provenance={})
+    table = QTable.read(tmp_path / "c.h5", path="certificate")
+    assert table.colnames == [c.name for c in CERTIFICATE]
+    assert table["parameter"].info.description == CERTIFICATE[0].description
+    ours = catalogue.read_rows(tmp_path / "c.h5")
+    np.testing.assert_array_equal(ours["x0_err_cal"], ours["x0_err"] * [1, 2, 2, 1, 2])
+    np.testing.assert_array_equal(ours["background_x_err_cal"], ours["background_x_err"])
+    assert catalogue.read_summary(tmp_path / "c.h5").has_certificate
+    assert not catalogue.read_summary(merged).has_certificate
 
 
 def test_flag_bits_and_provenance(merged):

@@ -12,7 +12,7 @@ def test_names_are_unique_and_described():
     assert all(c.description for c in columns.COLUMNS)
 
 
-@pytest.mark.parametrize("unit", sorted({c.unit for c in (*columns.COLUMNS, *columns.REJECTED)}))
+@pytest.mark.parametrize("unit", sorted({c.unit for c in (*columns.COLUMNS, *columns.REJECTED, *columns.CERTIFICATE)}))
 def test_units_are_astropys(unit):
     assert u.Unit(unit.replace("image", "Jy")) is not None
 
@@ -21,6 +21,12 @@ def test_every_fitted_and_derived_column_has_an_error():
     names = {c.name for c in columns.COLUMNS}
     for name in (*columns.PARAMETERS, *columns.DERIVED, *columns.SKY, *columns.BEAM):
         assert {name, f"{name}_err"} <= names
+
+
+def test_every_fitted_column_has_a_calibrated_error_in_its_unit():
+    named = {c.name: c for c in columns.COLUMNS}
+    for name in columns.PARAMETERS:
+        assert named[f"{name}_err_cal"].unit == named[f"{name}_err"].unit
 
 
 def test_bits_are_distinct_and_decoded():

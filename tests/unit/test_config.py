@@ -89,7 +89,10 @@ def test_the_raw_config_is_left_alone():
     ("text", "sentence"),
     [
         ("fit: {bakground: plane}", "fit.bakground: unknown key; did you mean 'background'?"),
-        ("colour: red", "colour: unknown key; known here: results, source, simulated, images, fit, shard_size"),
+        (
+            "colour: red",
+            "colour: unknown key; known here: results, source, simulated, images, fit, certificate, shard_size",
+        ),
         ("simulated: {noise: {kid: cauchy}}", "simulated.noise.kid: unknown key; did you mean 'kind'?"),
         ("fit: {tolerance: 2}", "fit.tolerance: got 2, wanted a number > 0 and <= 0.01"),
         ("fit: {tolerance: 1e-6}", "got the text '1e-6' (as a number YAML wants 1.0e-06), wanted a number"),

@@ -63,7 +63,8 @@ def merged(folder: Path, manifest: Path, *, stacks=(), truths=(), fit=FIT, **rea
     """The catalogue of one part."""
     jobs.catalogue(
         folder / "catalogue.h5", parts=[folder / "part.h5"], origins=[folder / "part.json"], manifests=[manifest],
-        reading=READING | reading, stacks=stacks, truths=truths, config={"fit": fit, "images": READING}, log="",
+        reading=READING | reading, stacks=stacks, truths=truths, certificates=[],
+        config={"fit": fit, "images": READING}, log="",
     )  # fmt: skip
 
 
@@ -276,6 +277,86 @@ def test_a_part_of_other_images_or_settings_is_refused(tmp_path):
     scanned(tmp_path, [str(tmp_path / "a.fits"), str(tmp_path / "b.fits")])
     with pytest.raises(ValueError, match="give the command again"):
         merged(tmp_path, manifest)
+
+
+def good_fit(data, mask, noise_map, *, background, scale, uncertainty):
+    """Stands in for a fit that succeeds: a source of S/N 20 that has the mean of its image as amplitude."""
+    rows, covariances = mean_as_fit(data, mask, noise_map, background=background, scale=scale, uncertainty=uncertainty)
+    errors = {f"{name}_err": np.full(len(data), 0.1) for name in parameter_names(background, scale)}
+    rest = {"snr": 20.0, "scale": 1.0, "background": 0.0, "x0_start": 2.0, "y0_start": 2.0}
+    return rows | errors | {name: np.full(len(data), value) for name, value in rest.items()}, covariances
+
+
+def certified(folder: Path, manifests: list[Path], sources: int = 100, **reading) -> dict[str, np.ndarray]:
+    """The certificate of a run on these shards."""
+    parts = []
+    for manifest in manifests:
+        fitted(folder, manifest, **reading)
+        parts.append((folder / "part.h5").rename(manifest.with_suffix(".h5")))
+    jobs.certificate(
+        folder / "certificate.h5", folder / "certificate.json", parts=parts, manifests=manifests,
+        reading=READING | reading, fit=FIT, sources=sources, detections=folder / "detections", log="", gpu=0, cache="",
+    )  # fmt: skip
+    return read_rows(folder / "certificate.h5", table="certificate")
+
+
+def test_a_certificate_needs_groups_of_one_size_and_does_not_mind_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.fit, "fit_rows", good_fit)
+    write(tmp_path / "a.fits", (6, 8, 8), 10)
+    write(tmp_path / "b.fits", (3, 8, 8), 20)
+    write(tmp_path / "c.fits", (3, 9, 8), 30)
+    whole = certified(tmp_path, scanned(tmp_path, [str(tmp_path)]))
+    assert whole["sources"].tolist() == [0, 8, 0, 0] * 8
+    assert json.loads((tmp_path / "certificate.json").read_text())["sources"] == 8
+    monkeypatch.setattr(jobs, "BATCH_PIXELS", 4 * 64)
+    files = [str(tmp_path / name) for name in ("a.fits", "b.fits", "c.fits")]
+    shards = [scanned(tmp_path, [file])[0].rename(f"{file}.csv") for file in reversed(files)]
+    np.testing.assert_equal(certified(tmp_path, shards), whole)
+    assert certified(tmp_path, shards, sources=7)["sources"].max() == 4
+
+
+def test_the_certificate_counts_from_the_first_pixel_of_stamps(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.fit, "fit_rows", good_fit)
+    write(tmp_path / "a.fits", (2, 30, 40), 10)
+    cutouts = {"positions": table_of(tmp_path / "p.csv", x=[20, 12], y=[15, 9]), "size": 8}
+    (manifest,) = scanned(tmp_path, [str(tmp_path / "a.fits")], cutouts=cutouts)
+    assert fitted(tmp_path, manifest, cutouts=cutouts)["x0"].tolist() == [19, 11] * 2
+    rows = jobs._chosen([tmp_path / "part.h5"], 100)
+    ((stack, found),) = jobs._images(rows, [manifest], READING | {"cutouts": cutouts}, tmp_path / "detections")
+    assert stack.data.shape == (4, 8, 8)
+    for name in ("x0", "y0", "x0_start", "y0_start"):
+        assert found[name].tolist() == [2] * 4, name
+
+
+def test_without_good_rows_the_certificate_is_empty_and_says_so(tmp_path, caplog):
+    write(tmp_path / "a.fits", (6, 8, 8), 10)
+    with caplog.at_level(logging.WARNING, logger="pipeline"):
+        table = certified(tmp_path, scanned(tmp_path, [str(tmp_path)]))
+    assert not table["sources"].any()
+    assert "no errors certified: fewer than 4 good rows of one image size" in caplog.text
+
+
+def test_images_that_have_gone_are_left_out_of_the_certificate(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(pipeline.fit, "fit_rows", good_fit)
+    write(tmp_path / "a.fits", (4, 8, 8), 10)
+    write(tmp_path / "b.fits", (4, 8, 8), 20)
+    (manifest,) = scanned(tmp_path, [str(tmp_path)])
+    whole = certified(tmp_path, [manifest])
+    read = jobs.read_images
+
+    def gone(block, start, stop, **reading):
+        if block.file.endswith("b.fits"):
+            msg = f"{block.file}: it is gone"
+            raise ValueError(msg)
+        return read(block, start, stop, **reading)
+
+    rows = jobs._chosen([manifest.with_suffix(".h5")], 100)
+    monkeypatch.setattr(jobs, "read_images", gone)
+    with caplog.at_level(logging.WARNING, logger="pipeline"):
+        ((stack, found),) = jobs._images(rows, [manifest], READING, tmp_path / "detections")
+    assert len(stack.data) == len(found["snr"]) == 4
+    assert "b.fits: it is gone" in caplog.text
+    assert whole["sources"].max() == 8
 
 
 def test_other_pixels_have_another_digest(tmp_path):

@@ -14,7 +14,16 @@ from scipy.stats import norm
 
 from pipeline import report
 from pipeline.catalogue import merge, write_part
-from pipeline.columns import BIT, COVARIANCES, DERIVED, PARAMETERS, empty_rows, parameter_names
+from pipeline.columns import (
+    BIT,
+    CERTIFICATE,
+    COVARIANCES,
+    DERIVED,
+    PARAMETERS,
+    SNR_BINS,
+    empty_rows,
+    parameter_names,
+)  # fmt: skip
 from pipeline.model import derived, gaussian
 
 FITTED = parameter_names("constant", "fit")
@@ -82,15 +91,23 @@ def simulated(folder, count=COUNT):
     return rows, known
 
 
-def page_of(folder, rows, truth=None, rejected=(), *, benchmarks=(("b0", 2.0, COUNT),), images=IMAGES):
+def page_of(
+    folder, rows, truth=None, rejected=(), *, benchmarks=(("b0", 2.0, COUNT),), images=IMAGES, certificate=None
+):
     """The report on these rows, as text."""
     count, p = len(rows["flags"]), len(FITTED)
     covariance = {name: np.zeros((count, p, p)) for name in COVARIANCES}
     write_part(folder / "part.h5", rows, covariance, FITTED, rejected, "Jy/beam")
     merge(
-        [folder / "part.h5"], folder / "c.h5", truth=truth, provenance={"config": "a: 1\nb: <i>2</i>", "device": "cpu"}
+        [folder / "part.h5"],
+        folder / "c.h5",
+        truth=truth,
+        certificate=certificate,
+        provenance={"config": "a: 1\nb: <i>2</i>", "device": "cpu"},
     )
-    report.write_report(folder / "c.h5", folder / "r.html", images=images, benchmarks=benchmarks, config=CONFIG)
+    report.write_report(
+        folder / "c.h5", folder / "r.html", images=images, benchmarks=benchmarks, config=CONFIG, certificate_seconds=0.5
+    )
     return (folder / "r.html").read_text(encoding="utf-8")
 
 
@@ -263,6 +280,54 @@ def test_without_truth_nothing_is_said_of_it(tmp_path):
     text = page_of(tmp_path, rows)
     assert "Against the truth" not in text
     assert len(cards(text)) == 3
+
+
+def certificate_of(names):
+    """A certificate of these parameters: the second bin is off, the last has too few sources."""
+    table = empty_rows(4 * len(names), CERTIFICATE)
+    table["parameter"] = np.repeat(np.array(names, dtype=object), 4)
+    table["snr_low"], table["snr_high"] = (np.tile(edges, len(names)) for edges in (SNR_BINS[:-1], SNR_BINS[1:]))
+    values = {
+        "sources": [500, 400, 300, 0], "failed": [2, 0, 0, 0], "kept": [0.99] * 3 + [np.nan],
+        "coverage_68": [0.69, 0.5, 0.67, np.nan], "coverage_95": [0.95, 0.8, 0.96, np.nan],
+        "bias": [0.01, 0.02, 0.03, np.nan], "spread": [1.01, 1.49, 0.98, np.nan],
+        "over_bound": [1.3, 2.8, 1.2, np.nan], "factor": [0.99, 1.5, 1.01, np.nan],
+    }  # fmt: skip
+    for name, entries in values.items():
+        table[name] = np.tile(entries, len(names))
+        if f"{name}_err" in table:
+            table[f"{name}_err"] = np.tile([0.02, 0.02, 0.02, np.nan], len(names))
+    return table
+
+
+def test_the_certificate_is_shown_and_what_is_off_is_marked(tmp_path):
+    rows, _ = simulated(tmp_path, 3)
+    text = page_of(tmp_path, rows, certificate=certificate_of(["x0", "<b>sigma"]), benchmarks=[("b0", 9.5, 3)])
+    section = text.split("Certificate of the errors")[1].split("<h2>")[0]
+    assert "<b>sigma" not in section
+    table = [Page(row) for row in section.split("<tr>")[2:]]
+    assert len(table) == 6
+    words = [page.words() for page in table]
+    assert words[0].startswith("x0 5–10 500 2 0.99 69.0 ± 2.0 95.0 ± 2.0")
+    assert words[1].startswith("x0 10–30 400 0 0.99 50.0 ± 2.0 80.0 ± 2.0")
+    assert words[1].endswith("1.500 ± 0.020")
+    assert words[3].startswith("<b>sigma 5–10")
+    marked = [sum("off" in (attrs.get("class") or "") for _, attrs in page.tags) for page in table]
+    assert marked == [0, 3, 0] * 2
+    assert section.count('aria-label="Coverage of') == 2
+    # Two shares in each of three bins of two parameters; lower shares are drawn lower.
+    points = re.findall(r'<g class="point( off)?">.*?cy="([\d.]+)"', section)
+    assert len(points) == 12
+    assert [bool(off) for off, _ in points] == [False, False, True, True, False, False] * 2
+    assert float(points[2][1]) > float(points[0][1]) > float(points[1][1])
+    assert "It took 0.5 s, 5.0 % of the time of all fits" in Page(section).words()
+
+
+def test_a_certificate_of_nothing_says_so(tmp_path):
+    rows, _ = simulated(tmp_path, 3)
+    empty = {name: values[:0] for name, values in empty_rows(0, CERTIFICATE).items()}
+    assert "Nothing could be certified" in Page(page_of(tmp_path, rows, certificate=empty)).words()
+    assert "Certificate of the errors" not in page_of(tmp_path, rows)
 
 
 def test_pixels_that_are_gone_are_said_to_be(tmp_path):

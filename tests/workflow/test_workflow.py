@@ -18,6 +18,7 @@ from astropy.io import fits
 from astropy.table import QTable
 
 import pipeline
+from pipeline import columns
 from tests.workflow.runs import (
     ROOT,
     SNAKEFILE,
@@ -156,7 +157,7 @@ def test_every_job_leaves_a_log_and_a_benchmark(simulated_run):
         for path in (simulated_run / "results" / "benchmarks").rglob("*.tsv")
     }
     assert logs == benchmarks
-    assert {path.parts[0] for path in logs} == {"simulate", "scan", "fit", "catalogue", "report"}
+    assert {path.parts[0] for path in logs} == {"simulate", "scan", "fit", "certificate", "catalogue", "report"}
 
 
 def test_the_same_again_does_nothing(simulated_run):
@@ -196,6 +197,57 @@ def test_parts_of_other_settings_that_nobody_knows_of_are_fitted_again(simulated
     snakemake(folder)
     found = read(folder)
     np.testing.assert_allclose(found["catalogue"]["x0_err"] ** 2, found["covariance/fisher"][:, 0, 0])
+
+
+@pytest.fixture(scope="module")
+def certified_run(tmp_path_factory) -> Path:
+    """A run with enough bright sources to say how often their errors hold."""
+    simulated = {"count": 1000, "shape": [16, 16], "parameters": {"amp": [8, 80], "sigma": [1.2, 1.8]}}
+    folder = configure(tmp_path_factory.mktemp("certified") / "run", {"simulated": simulated, "shard_size": 600})
+    snakemake(folder)
+    return folder
+
+
+def test_the_certificate_says_what_the_truth_says(certified_run):
+    path = certified_run / "results" / "catalogue.h5"
+    rows, truth, certificate = (QTable.read(path, path=name) for name in ("catalogue", "truth", "certificate"))
+    solved = (np.asarray(rows["snr"]) >= 5) & (rows["flags"] & columns.UNSOLVED == 0)
+    assert solved.sum() > 900
+    for name in dict.fromkeys(certificate["parameter"]):
+        own = certificate[(certificate["parameter"] == name) & (certificate["sources"] > 0)]
+        pulls = np.asarray(((rows[name] - truth[name]) / rows[f"{name}_err"]).value)[solved]
+        for label, errors, nominal in (("68", 1, 0.683), ("95", 2, 0.954)):
+            # Over all bins, because in one of them rows are chosen by what was found, and sources by what was put in.
+            share = np.average(own[f"coverage_{label}"], weights=own["sources"])
+            error = np.sqrt(nominal * (1 - nominal) / own["sources"].sum())
+            assert abs(share - np.mean(np.abs(pulls) < errors)) < 4 * np.sqrt(2) * error, (name, label)
+            assert abs(share - nominal) < 4 * error + 0.03, (name, label)
+
+
+def test_calibrated_errors_follow_the_certificate(certified_run):
+    path = certified_run / "results" / "catalogue.h5"
+    rows, certificate = (QTable.read(path, path=name) for name in ("catalogue", "certificate"))
+    snr = np.asarray(rows["snr"])
+    for line in certificate:
+        here = (snr >= line["snr_low"]) & (snr < line["snr_high"])
+        off = abs(line["factor"] - 1) > 3 * line["factor_err"]
+        error, calibrated = (np.asarray(rows[line["parameter"] + end].value)[here] for end in ("_err", "_err_cal"))
+        np.testing.assert_allclose(calibrated, (line["factor"] if off else 1) * error, rtol=1e-12)
+
+
+def test_without_a_certificate_no_job_makes_one(certified_run, tmp_path):
+    folder = copied(certified_run, tmp_path)
+    config = yaml.safe_load((folder / "config.yaml").read_text()) | {"certificate": {"sources": 0}}
+    said = snakemake(configure(folder, config))
+    assert "Putting sources" not in said
+    assert "Fitting" not in said
+    with h5py.File(folder / "results" / "catalogue.h5") as file:
+        assert "certificate" not in file
+        assert np.isnan(file["catalogue"]["x0_err_cal"]).all()
+        assert np.isfinite(file["catalogue"]["x0_err"]).any()
+    said = snakemake(configure(folder, config | {"certificate": {"sources": 500}}), "--dry-run")
+    assert "Putting sources" in said
+    assert "Fitting" not in said
 
 
 def test_broken_files_are_rejected_and_stop_nothing(images_run):

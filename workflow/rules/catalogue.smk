@@ -5,6 +5,7 @@ rule catalogue:
         manifests=shard_files(MANIFEST),
         stacks=STACKS,
         truths=TRUTHS,
+        certificates=CERTIFICATES,
     output:
         CATALOGUE,
     log:

@@ -55,6 +55,8 @@ SHARDS = RESULTS / "shards.txt"
 MANIFEST = RESULTS / "shards" / "{shard}.csv"
 PART = RESULTS / "parts" / "{shard}.h5"
 ORIGIN = RESULTS / "parts" / "{shard}.json"
+CERTIFICATE = RESULTS / "certificate.h5"
+CERTIFICATE_ORIGIN = RESULTS / "certificate.json"
 CATALOGUE = RESULTS / "catalogue.h5"
 REPORT = RESULTS / "report.html"
 LOGS = RESULTS / "logs"
@@ -67,6 +69,11 @@ FIRST_IMAGES = range(
 INDICES = [f"{index:05d}" for index in range(len(FIRST_IMAGES))]
 STACKS = [str(STACK).format(index=index) for index in INDICES]
 TRUTHS = [str(TRUTH).format(index=index) for index in INDICES]
+
+# Asked for by the catalogue and the report, or made by no job.
+CERTIFIED = config["certificate"]["sources"] > 0
+CERTIFICATES = [str(CERTIFICATE)] if CERTIFIED else []
+CERTIFICATE_ORIGINS = [str(CERTIFICATE_ORIGIN)] if CERTIFIED else []
 
 # Simulated stacks are read as any other files; the section `images` is meant for the user's own.
 IMAGES = (check_config({}) if SIMULATED else config)["images"]

@@ -2,6 +2,7 @@ rule report:
     input:
         catalogue=CATALOGUE,
         origins=shard_files(ORIGIN),
+        certificates=CERTIFICATE_ORIGINS,
     output:
         report(REPORT, caption="../report/report.rst", category="Catalogue"),
     log:

@@ -11,6 +11,7 @@ jobs.catalogue(
     reading=snakemake.params.reading,
     stacks=snakemake.input.stacks,
     truths=snakemake.input.truths,
+    certificates=snakemake.input.certificates,
     config=snakemake.params.config,
     log=snakemake.log[0],
 )

@@ -9,6 +9,7 @@ jobs.report(
     snakemake.output[0],
     catalogue=snakemake.input.catalogue,
     origins=snakemake.input.origins,
+    certificates=snakemake.input.certificates,
     reading=snakemake.params.reading,
     config=snakemake.params.config,
     detections=Path(snakemake.config["results"], "detections"),

@@ -1,0 +1,312 @@
+"""The certificate: sources put into the run's own residuals and fitted again, and how often the errors held.
+
+A field of noise is a mosaic of the residuals of four images. Each is moved by a quarter of its sides, and the block of
+half the sides that then surrounds the place of the source comes whole from the image that the source was found in; the
+rest of the field is from three others. The source that was found is put back at its own place, with its own
+amplitude, and the field goes through the same fit.
+
+Why so: residuals have lost what their own fit could follow, sum grad m psi = 0. Put back where it was, a source would
+be found again exactly as it was put in, whatever the noise; and the background and the scale of a field made of one
+image alone are those of that image. Here the old source, and with it most of what is missing, lies a quarter of
+both sides away from the new one, and no image brings more than its block. What is still missing is known to first
+order, see `_kept`, and pulls are stretched by it. Masks, uncertainty maps, neighbours, artefacts and the correlation of
+the noise move along with the pixels; within a block they are as they were.
+
+Nothing is drawn at random: the images are those with the lowest ``image_id``, which is a hash.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.columns import BIT, CERTIFICATE, PARAMETERS, SNR_BINS, UNSOLVED, empty_rows, parameter_names
+from pipeline.images import Stack
+from pipeline.model import gaussian
+
+#: Images whose residuals make one field.
+DONORS = 4
+#: Share of the variance that must be left in the residuals for a pull to count.
+LEAST_KEPT = 0.3
+#: Sources below which no error is corrected, and Monte Carlo errors beyond which one is.
+LEAST_SOURCES, CORRECTED_BEYOND = 50, 3.0
+#: Pulls beyond this are no errors of a fit but other sources; they count for coverage, not for means.
+FAR = 5.0
+NOMINAL = (0.6826894921370859, 0.9544997361036416)
+
+#: Columns of the catalogue that `inject` needs of a row, beside its pixels.
+NEEDED = (*PARAMETERS, "x0_start", "y0_start", "snr")
+
+
+class Trials(NamedTuple):
+    """Sources put in and found again, n of them with p fitted parameters.
+
+    pull, bound, kept : (n, p) fit - truth over its error; over its error by the covariance ``fisher``; and the share of
+    its variance that the residuals have left, see `_kept`. snr : (n,) of the row that the source is from. solved : (n,)
+    bool, whether the fit is a solution.
+    """
+
+    pull: np.ndarray
+    bound: np.ndarray
+    kept: np.ndarray
+    snr: np.ndarray
+    solved: np.ndarray
+
+
+# ---- which rows -----------------------------------------------------------------------------------------------------
+
+
+def snr_bins(snr: np.ndarray) -> np.ndarray:
+    """Numbers of the bins of `columns.SNR_BINS` that hold ``snr`` (n,); -1 where none does, or NaN."""
+    inside = (snr >= SNR_BINS[0]) & np.isfinite(snr)
+    return np.where(inside, np.searchsorted(SNR_BINS, snr, side="right") - 1, -1)
+
+
+def choose(rows: Mapping[str, np.ndarray], sources: int) -> np.ndarray:
+    """Places of at most ``sources`` good rows, as many from each bin of S/N as there are, lowest ``image_id`` first.
+
+    Good is what has no flag but ROUND, which spoils theta alone. Of rows that come in pieces, those chosen from the
+    pieces hold those chosen from the whole.
+
+    rows : dict of (n,) arrays ``image_id``, ``flags`` and ``snr``. Returns int (m,).
+    """
+    bins = snr_bins(rows["snr"])
+    good = np.flatnonzero((rows["flags"] & ~BIT["ROUND"] == 0) & (bins >= 0))
+    good = good[np.argsort(rows["image_id"][good])]
+    rank = np.zeros(len(good), int)
+    for number in range(len(SNR_BINS) - 1):
+        here = bins[good] == number
+        rank[here] = np.arange(np.count_nonzero(here))
+    return good[np.lexsort((bins[good], rank))][:sources]
+
+
+# ---- sources in residuals -------------------------------------------------------------------------------------------
+
+
+def inject(
+    stack: Stack, rows: Mapping[str, np.ndarray], fit: Callable[..., Any], settings: Mapping[str, Any]
+) -> Trials:
+    """Put the sources of n images into fields made of their residuals, and fit them again.
+
+    Parameters
+    ----------
+    stack : Stack
+        n images of one size, n a multiple of DONORS; each DONORS in a row share their residuals.
+    rows : dict of (n,) arrays
+        What the run found in them: the columns NEEDED of good rows.
+    fit : callable
+        `pipeline.fit.fit_rows`.
+    settings : dict
+        The config section ``fit``.
+    """
+    names = parameter_names(settings["background"], settings["scale"])
+    n_background = len(names) - 6 - ("scale" in names)
+    groups = [slice(low, low + DONORS) for low in range(0, len(stack.data), DONORS)]
+    noise_map = np.ones_like(stack.data) if stack.noise_map is None else stack.noise_map
+    made = [
+        _fields(
+            stack.data[group],
+            stack.mask[group],
+            noise_map[group],
+            {name: rows[name][group] for name in NEEDED},
+            n_background,
+        )
+        for group in groups
+    ]
+    data, mask, noise, kept = (np.concatenate(parts) for parts in zip(*made, strict=True))
+    found, covariances = fit(data, mask, None if stack.noise_map is None else noise, **settings)
+    truth = {name: rows[name] for name in names}
+    if n_background == 3:
+        # A plane is about the place where its fit began, which is not that of the first one.
+        moved_x, moved_y = (found[name] - rows[name] for name in ("x0_start", "y0_start"))
+        truth["background"] = rows["background"] + rows["background_x"] * moved_x + rows["background_y"] * moved_y
+    offset = np.stack([found[name] - truth[name] for name in names], axis=1)
+    error = np.stack([found[f"{name}_err"] for name in names], axis=1)
+    # Where a fit failed these are NaN; `certify` leaves them out.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        bound = np.sqrt(np.diagonal(covariances["fisher"], axis1=1, axis2=2))
+        return Trials(
+            offset / error, offset / bound, kept[:, : len(names)], rows["snr"], found["flags"] & UNSOLVED == 0
+        )
+
+
+def _fields(
+    data: np.ndarray, mask: np.ndarray, noise: np.ndarray, rows: Mapping[str, np.ndarray], n_background: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The fields of DONORS images, one around the source of each: data, mask, noise maps, and `_kept` (., p)."""
+    images, ny, nx = data.shape
+    y, x = np.mgrid[:ny, :nx].astype(float)
+    used = ~mask & np.isfinite(data)
+    # Over what is typical of its image, so that a quiet image may lend its residuals to a noisy one.
+    level = np.array([np.median(noise[i][used[i]]) for i in range(images)], float)
+    noise = np.where(used, noise / level[:, None, None], 1.0)
+    width = (rows["scale"] * level)[:, None, None]
+    model = _model(rows, x, y)
+    residual = np.where(used, (data - model) / (width * noise), 0.0)
+    weight = used / noise
+    slopes = np.stack([_slopes(source, x, y, n_background) for source in _sources(rows)])
+
+    # The field is as if its opposite sides met, and so are the images.
+    down, right = (np.arange(ny) + ny // 4) % ny, (np.arange(nx) + nx // 4) % nx
+
+    def moved(stacked: np.ndarray) -> np.ndarray:
+        return stacked[..., down[:, None], right]
+
+    # Which image each pixel is from: blocks of half the sides, one of them around the source.
+    i, y0, x0 = (column[:, None, None] for column in (np.arange(images), rows["y0"], rows["x0"]))
+    below, beside = (y - y0 + ny / 4) % ny >= ny / 2, (x - x0 + nx / 4) % nx >= nx / 2
+    donor = (i + 2 * below + beside) % images
+
+    def mosaic(stacked: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(moved(stacked), donor, axis=0)
+
+    field_noise, field_weight = mosaic(noise), mosaic(weight)
+    field = model + width * field_noise * mosaic(residual)
+    kept = _kept(slopes, weight, field_weight, donor, moved)
+    return field, field_weight == 0, field_noise * level[:, None, None], kept
+
+
+def _sources(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Parameters (n, 6) of the Gaussians."""
+    return np.stack([rows[name] for name in PARAMETERS[:6]], axis=1)
+
+
+def _model(rows: Mapping[str, np.ndarray], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The model of each row (n,) at the pixels (ny, nx); what is not in the model of the run is NaN there."""
+    level, slope_x, slope_y, start_x, start_y = (
+        np.nan_to_num(rows[name])[:, None, None]
+        for name in ("background", "background_x", "background_y", "x0_start", "y0_start")
+    )
+    gaussians = gaussian(_sources(rows)[:, None, None, :], x, y)
+    return gaussians + level + slope_x * (x - start_x) + slope_y * (y - start_y)
+
+
+def _slopes(source: np.ndarray, x: np.ndarray, y: np.ndarray, n_background: int) -> np.ndarray:
+    """Derivatives (ny, nx, 6 + n_background) of the model in its parameters, by complex steps: exact to rounding."""
+    step = 1e-30
+    turned = source + 1j * step * np.eye(6)
+    gaussians = [gaussian(one, x, y).imag / step for one in turned]
+    return np.stack([*gaussians, np.ones_like(x), x - source[0], y - source[1]][: 6 + n_background])
+
+
+def _kept(
+    slopes: np.ndarray,
+    weight: np.ndarray,
+    field_weight: np.ndarray,
+    donor: np.ndarray,
+    moved: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """The share of the variance of each parameter that fields of residuals have, (n, q + 1), the scale last.
+
+    An error of a fit is, to first order, a sum over pixels of a psi. The residuals of an image have lost the
+    components of psi along its own slopes M, that is P psi with P = M (M^T M)^-1 M^T. So a field has
+    1 - sum |P a|^2 / sum |a|^2, the sums over its images, with a where a pixel is from the image and 0 elsewhere. Of
+    the scale it has 1 - sum n^2 / N / sum n, n of N pixels from each image: what is lost is the mean of chi.
+
+    slopes : (n, q, ny, nx) of the source of each image, and of its field. weight : (n, ny, nx) of each image,
+    field_weight : of each field. donor : (n, ny, nx) int, the image a pixel is from. moved : from places in an image
+    to those in a field.
+    """
+    # What is kept does not depend on the unit of a parameter, but rounding does.
+    slopes = slopes / np.maximum(np.max(np.abs(slopes), axis=(2, 3), keepdims=True), np.finfo(float).tiny)
+    whole = [_products(one, one, square) for one, square in zip(slopes, weight**2, strict=True)]
+    # Of a rank that pixels allow; a source without a pixel is no solution of its fit, and does not count.
+    inverses = np.linalg.pinv(np.stack(whole), hermitian=True)
+    numbers = np.sum(weight > 0, axis=(1, 2))
+    kept = []
+    for own, square, source in zip(slopes, field_weight**2, donor, strict=True):
+        inverse = np.linalg.pinv(_products(own, own, square), hermitian=True)
+        lost, scale_lost = np.zeros_like(inverse), 0.0
+        for image, number in enumerate(numbers.tolist()):
+            here = (source == image) & (square > 0)
+            cross = _products(own[:, here], moved(slopes[image])[:, here], square[here])
+            lost += cross @ inverses[image] @ cross.T
+            scale_lost += np.count_nonzero(here) ** 2 / number
+        with np.errstate(invalid="ignore"):
+            share = 1.0 - np.diag(inverse @ lost @ inverse) / np.diag(inverse)
+        kept.append([*share, 1.0 - scale_lost / max(int(np.count_nonzero(square)), 1)])
+    return np.array(kept)
+
+
+def _products(left: np.ndarray, right: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """sum of weight left right^T over pixels; left (q, ...), right (r, ...), weight (...)."""
+    # Not by BLAS, whose sums depend on the number of threads.
+    flat = (weight * left).reshape(len(left), -1)
+    return np.einsum("ap,bp->ab", flat, right.reshape(len(right), -1))
+
+
+# ---- what they say --------------------------------------------------------------------------------------------------
+
+
+def certify(parts: Sequence[Trials], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The certificate, columns of `columns.CERTIFICATE`, one row a fitted parameter of ``names`` and bin of S/N.
+
+    What counts are solutions whose residuals have not lost too much; a row without any has ``sources`` 0 and NaN.
+    """
+    joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)] if parts else []
+    table = empty_rows(0, CERTIFICATE)
+    lines = []
+    for j, name in enumerate(names):
+        for number, (low, high) in enumerate(itertools.pairwise(SNR_BINS)):
+            line = {key: values[0] for key, values in empty_rows(1, CERTIFICATE).items()}
+            line |= {"parameter": name, "snr_low": low, "snr_high": high}
+            if joined:
+                pull, bound, kept, snr, solved = joined
+                here = snr_bins(snr) == number
+                counts = here & solved & (kept[:, j] >= LEAST_KEPT) & np.isfinite(pull[:, j])
+                line["failed"] = np.count_nonzero(here & ~solved)
+                line["sources"] = np.count_nonzero(counts)
+                if line["sources"]:
+                    line |= _statistics(pull[counts, j], bound[counts, j], kept[counts, j])
+            lines.append(line)
+    return {key: np.array([line[key] for line in lines], values.dtype) for key, values in table.items()}
+
+
+def _statistics(pull: np.ndarray, bound: np.ndarray, kept: np.ndarray) -> dict[str, float]:
+    """Columns of one row of the certificate, from n >= 1 trials."""
+    n = len(pull)
+    # What the residuals have lost is spread, not bias.
+    middle = np.median(pull)
+    pull = middle + (pull - middle) / np.sqrt(kept)
+    size = np.abs(pull)
+    near = size <= FAR
+    line: dict[str, float] = {"kept": float(np.median(kept)), "median_pull": float(np.median(pull))}
+    for label, nominal, errors in zip(("68", "95"), NOMINAL, (1.0, 2.0), strict=True):
+        line[f"coverage_{label}"] = float(np.mean(size <= errors))
+        line[f"coverage_{label}_err"] = math.sqrt(nominal * (1.0 - nominal) / n)
+    if np.count_nonzero(near) > 1:
+        centred = pull[near] - pull[near].mean()
+        spread = float(centred.std())
+        line |= {"bias": float(pull[near].mean()), "bias_err": spread / math.sqrt(len(centred)), "spread": spread}
+        line["spread_err"] = _error_of_variance(centred) / (2.0 * spread) if spread > 0 else 0.0
+        over = (bound[near] - bound[near].mean()) / np.sqrt(kept[near])
+        line["over_bound"], line["over_bound_err"] = float(np.mean(over**2)), _error_of_variance(over)
+    if n >= LEAST_SOURCES:
+        # Between quantiles, whatever the distribution: the interval is that of the shares that chance may give.
+        chance = CORRECTED_BEYOND * math.sqrt(NOMINAL[0] * (1.0 - NOMINAL[0]) / n)
+        low, factor, high = np.quantile(size, [NOMINAL[0] - chance, NOMINAL[0], NOMINAL[0] + chance])
+        line["factor"], line["factor_err"] = factor, (high - low) / (2.0 * CORRECTED_BEYOND)
+    return line
+
+
+def _error_of_variance(centred: np.ndarray) -> float:
+    """The standard error of the mean square of some values of mean 0."""
+    return float(np.std(centred**2) / math.sqrt(len(centred)))
+
+
+def corrections(certificate: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By parameter, the factor of its error in each bin of S/N; 1 where the certificate finds nothing wrong."""
+    off = np.abs(certificate["factor"] - 1.0) > CORRECTED_BEYOND * certificate["factor_err"]
+    factor = np.where(off, certificate["factor"], 1.0)
+    return {name: factor[certificate["parameter"] == name] for name in dict.fromkeys(certificate["parameter"])}
+
+
+def calibrate(rows: np.ndarray, certificate: Mapping[str, np.ndarray]) -> None:
+    """Fill in the columns ``<name>_err_cal`` of ``rows``, a structured array with the columns of the catalogue."""
+    bins = snr_bins(rows["snr"])
+    factors = corrections(certificate)
+    for name in PARAMETERS:
+        factor = np.append(factors.get(name, np.ones(len(SNR_BINS) - 1)), 1.0)[bins]  # -1, no bin, is the last
+        rows[f"{name}_err_cal"] = factor * rows[f"{name}_err"]

@@ -1,0 +1,26 @@
+rule certificate:
+    input:
+        parts=shard_files(PART),
+        manifests=shard_files(MANIFEST),
+    output:
+        certificate=CERTIFICATE,
+        origin=CERTIFICATE_ORIGIN,
+    log:
+        LOGS / "certificate.log",
+    benchmark:
+        BENCHMARKS / "certificate.tsv"
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(8000),
+        runtime=growing(120),
+    params:
+        reading=READING,
+        fit=config["fit"],
+        sources=config["certificate"]["sources"],
+        pipeline_version=__version__,
+    message:
+        "Putting sources into the residuals to see how often the errors hold"
+    script:
+        "../scripts/certificate.py"

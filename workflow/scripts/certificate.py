@@ -1,0 +1,20 @@
+"""Rule `certificate`, see pipeline/jobs.py."""
+# ruff: noqa: F821  (Snakemake puts the name `snakemake` here)
+
+from pathlib import Path
+
+from pipeline import jobs
+
+jobs.certificate(
+    snakemake.output.certificate,
+    snakemake.output.origin,
+    parts=snakemake.input.parts,
+    manifests=snakemake.input.manifests,
+    reading=snakemake.params.reading,
+    fit=snakemake.params.fit,
+    sources=snakemake.params.sources,
+    detections=Path(snakemake.config["results"], "detections"),
+    log=snakemake.log[0],
+    gpu=snakemake.resources.get("gpu", 0),
+    cache=Path(snakemake.config["results"], "cache"),
+)
