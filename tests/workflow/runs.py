@@ -42,7 +42,8 @@ def configure(folder: Path, config: dict) -> Path:
 def read(folder: Path) -> dict[str, np.ndarray]:
     """Every dataset that must be the same whenever the input is."""
     with h5py.File(folder / "results" / "catalogue.h5") as file:
-        names = ("catalogue", "rejected", *(f"covariance/{kind}" for kind in file["covariance"]))
+        tables = (name for name in ("catalogue", "rejected", "certificate") if name in file)
+        names = (*tables, *(f"covariance/{kind}" for kind in file["covariance"]))
         return {name: file[name][:] for name in names}
 
 
