@@ -12,9 +12,13 @@ def smooth_noise(r, shape, fwhm):
     """Gaussian noise of variance 1, (count, ny, nx), smoothed beyond the edges by a Gaussian of this FWHM [pixel]."""
     count, ny, nx = shape
     wide, width = 3 * int(np.ceil(fwhm)), fwhm / np.sqrt(8 * np.log(2))
-    white = r.standard_normal((count, ny + 2 * wide, nx + 2 * wide))
-    smooth = gaussian_filter(white, (0, width, width), truncate=6)[:, wide : wide + ny, wide : wide + nx]
-    return smooth * np.sqrt(4 * np.pi) * width  # what smoothing leaves of the variance of white noise: 1 / (4 pi w^2)
+    point = np.zeros((1, 2 * wide + 1, 2 * wide + 1))
+    point[0, wide, wide] = 1
+    left, smooth = (
+        gaussian_filter(one, (0, width, width), truncate=6)
+        for one in (point, r.standard_normal((count, ny + 2 * wide, nx + 2 * wide)))
+    )
+    return smooth[:, wide : wide + ny, wide : wide + nx] / np.sqrt(np.sum(left**2))
 
 
 def draw(count, amp, *, seed, shape=(32, 32), noise="cauchy", sigma=(1.5, 3.2), ellipticity=0.3, background=0.0):
