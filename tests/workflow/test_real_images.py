@@ -158,6 +158,7 @@ def test_a_codec_changes_no_bit_of_a_cutout(shared_data, tmp_path):
     count, rest = divmod(len(tables["catalogue"]), len(CODECS))
     assert (rest, len(tables["rejected"])) == (0, 0)
     assert count > 200
+    tables.pop("certificate")  # of all files together
     for name, table in tables.items():
         for same in zip(*np.split(table, len(CODECS)), strict=True) if len(table) else ():
             if name == "catalogue":
