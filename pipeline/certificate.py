@@ -34,7 +34,8 @@ LEAST_KEPT = 0.3
 LEAST_SOURCES, CORRECTED_BEYOND = 50, 3.0
 #: Pulls beyond this are no errors of a fit but other sources; they count for coverage, not for means.
 FAR = 5.0
-NOMINAL = (0.6826894921370859, 0.9544997361036416)
+#: Shares of a Gaussian within one and two standard deviations.
+NOMINAL = tuple(math.erf(errors / math.sqrt(2.0)) for errors in (1, 2))
 
 #: Columns of the catalogue that `inject` needs of a row, beside its pixels.
 NEEDED = (*PARAMETERS, "x0_start", "y0_start", "snr")
