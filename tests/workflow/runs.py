@@ -12,6 +12,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 SNAKEFILE = ROOT / "Snakefile"
+#: For runs that ask nothing about it: a certificate is one more job to start in each.
+NO_CERTIFICATE = {"certificate": {"sources": 0}}
 
 
 def command(folder: Path, *arguments: str) -> list[str]:

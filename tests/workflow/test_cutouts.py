@@ -9,7 +9,7 @@ from astropy.io import fits
 from astropy.table import Table
 
 from tests.stamps import draw
-from tests.workflow.runs import assert_identical, configure, copied, read, snakemake, times
+from tests.workflow.runs import NO_CERTIFICATE, assert_identical, configure, copied, read, snakemake, times
 
 SIDE = 16  # of the stamps, as of those that other tests compile for
 GRID = 6
@@ -36,7 +36,7 @@ def large_image(file: Path) -> None:
 
 def settings(**cutouts) -> dict:
     images = {"files": ["large.fits"], "cutouts": {"size": SIDE} | cutouts}
-    return {"source": "images", "images": images, "shard_size": 18}
+    return {"source": "images", "images": images, "shard_size": 18} | NO_CERTIFICATE
 
 
 def write_positions(file: Path, places: np.ndarray) -> None:
@@ -90,7 +90,7 @@ def test_a_table_that_is_gone_is_said_to_be(positions_run, tmp_path):
 
 
 def test_detection_finds_them_all_and_again_what_is_lost(positions_run, truth, tmp_path):
-    folder = configure(tmp_path / "run", settings(detect={"threshold": 5.0}))
+    folder = configure(tmp_path / "run", settings(detect={"threshold": 5.0}) | {"certificate": {}})
     shutil.copy(positions_run / "large.fits", folder)
     snakemake(folder)
     rows = read(folder)["catalogue"]

@@ -20,6 +20,7 @@ from astropy.table import QTable
 import pipeline
 from pipeline import columns
 from tests.workflow.runs import (
+    NO_CERTIFICATE,
     ROOT,
     SNAKEFILE,
     assert_identical,
@@ -32,7 +33,7 @@ from tests.workflow.runs import (
     times,
 )
 
-SIMULATED = {"simulated": {"count": 12, "shape": [16, 16]}, "shard_size": 6}
+SIMULATED = {"simulated": {"count": 12, "shape": [16, 16]}, "shard_size": 6} | NO_CERTIFICATE
 ODD_NAMES = ("plain.fits", "two words.fits", "b [1] {shard}.fits", "quote'\"$(x);&.fits", "été.fit", "-dash.fts")
 
 
@@ -47,7 +48,8 @@ def simulated_run(tmp_path_factory) -> Path:
 def images_run(simulated_run, tmp_path_factory) -> Path:
     """Single images under odd names, three broken files, and a name that is not there."""
     folder = tmp_path_factory.mktemp("images") / "run"
-    configure(folder, {"source": "images", "images": {"files": ["stamps", "nothing/*.fits"]}, "shard_size": 3})
+    images = {"source": "images", "images": {"files": ["stamps", "nothing/*.fits"]}, "shard_size": 3}
+    configure(folder, images | NO_CERTIFICATE)
     stamps = folder / "stamps"
     stamps.mkdir()
     pixels = fits.getdata(simulated_run / "results" / "simulated" / "00000.fits")
@@ -57,6 +59,15 @@ def images_run(simulated_run, tmp_path_factory) -> Path:
     (stamps / "text.fits").write_text("not an image")
     whole = (stamps / "plain.fits").read_bytes()
     (stamps / "truncated.fits").write_bytes(whole[:3000])
+    snakemake(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def certified_run(tmp_path_factory) -> Path:
+    """A run with enough bright sources to say how often their errors hold."""
+    simulated = {"count": 1000, "shape": [16, 16], "parameters": {"amp": [8, 80], "sigma": [1.2, 1.8]}}
+    folder = configure(tmp_path_factory.mktemp("certified") / "run", {"simulated": simulated, "shard_size": 600})
     snakemake(folder)
     return folder
 
@@ -147,14 +158,14 @@ def test_provenance_tells_config_versions_device_and_inputs(simulated_run):
     assert list(yaml.safe_load(told["inputs"])) == shards
 
 
-def test_every_job_leaves_a_log_and_a_benchmark(simulated_run):
+def test_every_job_leaves_a_log_and_a_benchmark(certified_run):
     logs = {
-        path.relative_to(simulated_run / "results" / "logs").with_suffix("")
-        for path in (simulated_run / "results" / "logs").rglob("*.log")
+        path.relative_to(certified_run / "results" / "logs").with_suffix("")
+        for path in (certified_run / "results" / "logs").rglob("*.log")
     }
     benchmarks = {
-        path.relative_to(simulated_run / "results" / "benchmarks").with_suffix("")
-        for path in (simulated_run / "results" / "benchmarks").rglob("*.tsv")
+        path.relative_to(certified_run / "results" / "benchmarks").with_suffix("")
+        for path in (certified_run / "results" / "benchmarks").rglob("*.tsv")
     }
     assert logs == benchmarks
     assert {path.parts[0] for path in logs} == {"simulate", "scan", "fit", "certificate", "catalogue", "report"}
@@ -173,7 +184,8 @@ def test_more_images_leave_the_others_as_they_are(simulated_run, tmp_path):
 
 def test_order_of_keys_repeats_nothing(simulated_run, tmp_path):
     folder = copied(simulated_run, tmp_path)
-    turned = {"shard_size": 6, "fit": {"precision": "float64"}, "simulated": {"shape": [16, 16], "count": 12}}
+    simulated = dict(reversed(SIMULATED["simulated"].items()))
+    turned = {"shard_size": 6, "fit": {"precision": "float64"}, "simulated": simulated} | NO_CERTIFICATE
     (folder / "config.yaml").write_text(yaml.safe_dump(turned, sort_keys=False))
     assert "Nothing to be done" in snakemake(folder)
 
@@ -197,15 +209,6 @@ def test_parts_of_other_settings_that_nobody_knows_of_are_fitted_again(simulated
     snakemake(folder)
     found = read(folder)
     np.testing.assert_allclose(found["catalogue"]["x0_err"] ** 2, found["covariance/fisher"][:, 0, 0])
-
-
-@pytest.fixture(scope="module")
-def certified_run(tmp_path_factory) -> Path:
-    """A run with enough bright sources to say how often their errors hold."""
-    simulated = {"count": 1000, "shape": [16, 16], "parameters": {"amp": [8, 80], "sigma": [1.2, 1.8]}}
-    folder = configure(tmp_path_factory.mktemp("certified") / "run", {"simulated": simulated, "shard_size": 600})
-    snakemake(folder)
-    return folder
 
 
 def test_the_certificate_says_what_the_truth_says(certified_run):
@@ -237,7 +240,7 @@ def test_calibrated_errors_follow_the_certificate(certified_run):
 
 def test_without_a_certificate_no_job_makes_one(certified_run, tmp_path):
     folder = copied(certified_run, tmp_path)
-    config = yaml.safe_load((folder / "config.yaml").read_text()) | {"certificate": {"sources": 0}}
+    config = yaml.safe_load((folder / "config.yaml").read_text()) | NO_CERTIFICATE
     said = snakemake(configure(folder, config))
     assert "Putting sources" not in said
     assert "Fitting" not in said
