@@ -26,6 +26,7 @@ certificate  sources put into the residuals of a run and fitted again
 catalogue    parts and catalogue in HDF5
 report       the page that says what a run found
 runtime      log, threads, device, compile cache of a job
+batches      the images of shards as stacks, a batch at a time
 jobs         one function a rule; joins the others
 
 Imports point up this list. The rules that call `jobs` are in ``workflow``.

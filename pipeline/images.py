@@ -281,6 +281,13 @@ def identities(block: Block, start: int, stop: int) -> tuple[np.ndarray, np.ndar
     return stamps[:, 0], stamps[:, 1]
 
 
+def corners_of(block: Block, start: int, stop: int) -> np.ndarray:
+    """x, y of the first pixel of images ``start`` to ``stop - 1`` in their planes, int64 ``(stop - start, 2)``."""
+    if block.stamps is None:
+        return np.zeros((stop - start, 2), np.int64)
+    return block.stamps[start - block.start : stop - block.start, 2:]
+
+
 def read_planes(
     block: Block,
     start: int,

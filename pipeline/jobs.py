@@ -5,62 +5,30 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import yaml
 from astropy.io import fits
-from astropy.wcs import WCS
 
-from pipeline import __version__, runtime
+from pipeline import __version__, batches, runtime
 from pipeline.catalogue import merge, read_rows, write_certificate, write_part
 from pipeline.certificate import DONORS, NEEDED, certify, choose, inject
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, PARAMETERS, empty_rows, parameter_names
-from pipeline.detection import forget_others, read_images
+from pipeline.detection import forget_others
 from pipeline.files import replacing
-from pipeline.images import (
-    Block,
-    Rejected,
-    Stack,
-    identities,
-    image_shape,
-    list_files,
-    read_header,
-    scan_file,
-)
+from pipeline.images import Block, corners_of, identities, list_files, scan_file
 from pipeline.origin import digest, is_of
 from pipeline.shards import assign, image_ids, read_manifest, write_manifests
-
-#: Pixels fitted at a time, 64 MiB in float64: what a job needs in memory does not grow with its shard.
-BATCH_PIXELS = 1 << 23
 
 #: Seconds between two lines on how far a job has come.
 PROGRESS_SECONDS = 5.0
 
 #: Packages that the numbers of a catalogue depend on.
 PACKAGES = ("numpy", "scipy", "jax", "jaxlib", "astropy", "fitsio", "sep", "h5py")
-
-
-class Sky(NamedTuple):
-    """What a header says: ``wcs`` and ``beam``, or None; ``usable``: the WCS is, or there is none; ``unit`` or ""."""
-
-    wcs: WCS | None
-    beam: tuple[float, float, float] | None
-    usable: bool
-    unit: str
-
-
-class Piece(NamedTuple):
-    """Images of one block as read: the first is image ``start`` of its HDU and image ``position`` of the shard."""
-
-    block: Block
-    start: int
-    position: int
-    stack: Stack
-    sky: Sky
 
 
 # ---- the rules ------------------------------------------------------------------------------------------------------
@@ -182,8 +150,8 @@ def fit(
     units: set[str] = set()
     pixels = hashlib.blake2b(digest_size=16)
     tell = _progress(sum(block.stop - block.start for block in blocks), "images fitted")
-    for pieces in _batches(blocks, {**reading, "folder": detections}, rejected):
-        stack = _joined(pieces)
+    for pieces in batches.of_blocks(blocks, {**reading, "folder": detections}, rejected):
+        stack = batches.joined(pieces)
         fitted, covariance = fit_rows(*stack, **fit)
         batch = empty_rows(len(stack.data)) | fitted
         _complete(batch, covariance[fit["uncertainty"]], pieces)
@@ -257,7 +225,8 @@ def certificate(
 
     began = time.monotonic()
     rows = _chosen(parts, sources)
-    trials = [inject(stack, found, fit_rows, fit) for stack, found in _images(rows, manifests, reading, detections)]
+    images = batches.of_rows(rows, manifests, DONORS, {**reading, "folder": detections})
+    trials = [inject(stack, found, fit_rows, fit) for stack, found in images]
     write_certificate(path, certify(trials, parameter_names(fit["background"], fit["scale"])))
     count = sum(len(part.snr) for part in trials)
     facts = {"sources": count, "seconds": round(time.monotonic() - began, 3), "device": device}
@@ -345,65 +314,10 @@ def report(
     write_report(catalogue, path, images=images, benchmarks=benchmarks, config=config, certificate_seconds=seconds)
 
 
-# ---- listing, reading and fitting -----------------------------------------------------------------------------------
+# ---- rows -----------------------------------------------------------------------------------------------------------
 
 
-def _batches(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: list[Rejected]) -> Iterator[list[Piece]]:
-    """Read the images of all blocks; those of one size together, not many more than BATCH_PIXELS at a time.
-
-    What cannot be read goes to ``rejected``, a row an image, and stops nothing.
-    """
-    waiting: dict[tuple[int, int], list[Piece]] = {}
-    pixels = position = 0
-    for block in blocks:
-        shape = image_shape(block, reading["cutouts"])
-        step = max(1, BATCH_PIXELS // (shape[0] * shape[1]))
-        for first in range(block.start, block.stop, step):
-            for start, stack in _read(block, first, min(first + step, block.stop), reading, rejected):
-                # Now, while the reader still knows where the header lies.
-                sky = _sky(block.file, block.hdu, block.changed_ns, reading["column"])
-                place = position + start - block.start
-                waiting.setdefault(shape, []).append(Piece(block, start, place, stack, sky))
-                pixels += stack.data.size
-            if pixels >= BATCH_PIXELS:
-                yield from waiting.values()
-                waiting, pixels = {}, 0
-        position += block.stop - block.start
-    yield from waiting.values()
-
-
-def _read(
-    block: Block, start: int, stop: int, reading: Mapping[str, Any], rejected: list[Rejected]
-) -> Iterator[tuple[int, Stack]]:
-    """Images ``start`` to ``stop - 1``, as stacks and the number of the first image in each.
-
-    Where they cannot be read together their halves are tried, down to the planes that are to blame: only what is in
-    these goes to ``rejected``.
-    """
-    try:
-        yield start, read_images(block, start, stop, **reading)
-    except (ValueError, OSError) as error:
-        planes, sources = identities(block, start, stop)
-        if planes[0] == planes[-1]:
-            numbers = [-1] if block.stamps is None else sources.tolist()
-            rejected += [Rejected(block.file, block.hdu, int(planes[0]), source, str(error)) for source in numbers]
-            return
-        middle = (start + stop) // 2
-        yield from _read(block, start, middle, reading, rejected)
-        yield from _read(block, middle, stop, reading, rejected)
-
-
-def _joined(pieces: Sequence[Piece]) -> Stack:
-    """The images of all pieces as one stack."""
-    return _stacked([piece.stack for piece in pieces])
-
-
-def _stacked(stacks: Sequence[Stack]) -> Stack:
-    data, mask, noise = zip(*stacks, strict=True)
-    return Stack(np.concatenate(data), np.concatenate(mask), None if noise[0] is None else np.concatenate(noise))
-
-
-def _complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[Piece]) -> None:
+def _complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[batches.Piece]) -> None:
     """Fill in the columns that come from the file and its header: identity, sky and beam.
 
     rows: columns (n,), changed in place; cov: (n, p, p), the covariance behind the errors.
@@ -437,8 +351,7 @@ def _move_to_parent(rows: dict[str, np.ndarray], here: slice, block: Block, star
 
     The edge of a plane is an edge as that of a stamp is.
     """
-    assert block.stamps is not None
-    corners = block.stamps[start - block.start :][: here.stop - here.start, 2:].T
+    corners = corners_of(block, start, start + here.stop - here.start).T
     edge = np.full(corners.shape[1], np.inf)
     for axis, corner, length in zip("xy", corners, (block.nx, block.ny), strict=True):
         for name in (f"{axis}0", f"{axis}0_start"):
@@ -446,30 +359,6 @@ def _move_to_parent(rows: dict[str, np.ndarray], here: slice, block: Block, star
         centre = rows[f"{axis}0"][here]
         edge = np.minimum(edge, np.minimum(centre + 0.5, length - 0.5 - centre))
     rows["flags"][here] |= np.where(edge < rows["sigma_major"][here], BIT["NEAR_EDGE"], 0)
-
-
-@functools.lru_cache(maxsize=1)
-def _sky(file: str, hdu: int, changed_ns: int, column: str | None) -> Sky:
-    """What the header of an HDU says of sky, beam and unit; the last one is kept, for blocks read in several pieces."""
-    from pipeline.sky import beam, read_celestial
-
-    unit = ""
-    try:
-        header = read_header(file, hdu)
-        unit = _unit(header, column)
-        wcs = read_celestial(file, hdu, column)
-    except (ValueError, OSError) as error:
-        runtime.LOG.warning("%s: HDU %d: %s", file, hdu, error)
-        return Sky(None, None, False, unit)
-    return Sky(wcs, beam(header), True, unit)
-
-
-def _unit(header: fits.Header, column: str | None) -> str:
-    """BUNIT, of a table column TUNIT; "" if there is none."""
-    if column is None:
-        return str(header.get("BUNIT", "")).strip()
-    names = {str(value).strip().upper(): key[5:] for key, value in header["TTYPE*"].items()}
-    return str(header.get(f"TUNIT{names.get(column.upper())}", "")).strip()
 
 
 def _chosen(parts: Sequence[str], sources: int) -> dict[str, np.ndarray]:
@@ -483,53 +372,6 @@ def _chosen(parts: Sequence[str], sources: int) -> dict[str, np.ndarray]:
         chosen = {name: np.concatenate([chosen.get(name, values[:0]), values]) for name, values in rows.items()}
         chosen = {name: values[choose(chosen, sources)] for name, values in chosen.items()}
     return chosen
-
-
-def _images(
-    rows: Mapping[str, np.ndarray], manifests: Sequence[str], reading: Mapping[str, Any], detections: str | Path
-) -> Iterator[tuple[Stack, dict[str, np.ndarray]]]:
-    """The images of some rows, DONORS or a multiple of them of one size at a time, and their rows.
-
-    What does not make up a group, or has become unreadable, is left out.
-    """
-    found: dict[tuple[int, int], list[tuple[Block, int, int]]] = {}
-    for part in np.unique(rows["part"]).tolist():
-        here = np.flatnonzero(rows["part"] == part).tolist()
-        wanted = dict(zip(rows["image_id"][here].tolist(), here, strict=True))
-        for block in read_manifest(manifests[part])[0]:
-            ids = image_ids(block.file, block.hdu, *identities(block, block.start, block.stop))
-            images = [(block, number, wanted[i]) for number, i in enumerate(ids.tolist(), block.start) if i in wanted]
-            found.setdefault(image_shape(block, reading["cutouts"]), []).extend(images)
-    for (ny, nx), listed in sorted(found.items()):
-        # By file, so that one that has to be unpacked is so once.
-        listed.sort(key=lambda image: (image[0].file, image[0].hdu, image[1]))
-        groups = [listed[low : low + DONORS] for low in range(0, len(listed) - DONORS + 1, DONORS)]
-        step = max(1, BATCH_PIXELS // (DONORS * ny * nx))
-        for low in range(0, len(groups), step):
-            stacks, places, corners = [], [], []
-            for group in groups[low : low + step]:
-                try:
-                    stacks += [
-                        read_images(block, number, number + 1, folder=detections, **reading)
-                        for block, number, _ in group
-                    ]
-                    places += [place for *_, place in group]
-                    corners += [_corner(block, number) for block, number, _ in group]
-                except (ValueError, OSError) as error:
-                    runtime.LOG.warning("not used for the certificate: %s", error)
-            if stacks:
-                its_rows = {name: values[places] for name, values in rows.items()}
-                for axis, corner in zip("xy", np.array(corners).T, strict=True):
-                    for name in (f"{axis}0", f"{axis}0_start"):
-                        its_rows[name] = its_rows[name] - corner
-                yield _stacked(stacks), its_rows
-
-
-def _corner(block: Block, number: int) -> tuple[int, int]:
-    """First pixel x, y in its plane of image ``number``: that of a stamp, or 0, 0."""
-    if block.stamps is None:
-        return 0, 0
-    return tuple(block.stamps[number - block.start, 2:].tolist())
 
 
 # ---- what a catalogue tells beside its rows -------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from astropy.io import fits
 from astropy.table import Table
 
 import pipeline.fit
-from pipeline import jobs, runtime
+from pipeline import batches, jobs, runtime
 from pipeline.catalogue import read_rows, read_summary
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, empty_rows, parameter_names
 
@@ -83,7 +83,7 @@ def test_rows_keep_the_order_of_the_manifest_whatever_the_sizes_and_batches(tmp_
     assert whole["amp"].tolist() == [10, 11, 12, 13, 14, 20, 30, 31, 32]
     assert whole["plane"].tolist() == [0, 1, 2, 3, 4, 0, 0, 1, 2]
     assert [Path(file).name[0] for file in whole["file"]] == list("aaaaabccc")
-    monkeypatch.setattr(jobs, "BATCH_PIXELS", 2 * 64)
+    monkeypatch.setattr(batches, "BATCH_PIXELS", 2 * 64)
     pieces = fitted(tmp_path, manifest)
     np.testing.assert_equal(pieces, whole)
 
@@ -107,7 +107,7 @@ def test_an_image_that_cannot_be_read_any_more_is_a_row_of_rejected(tmp_path):
 def test_one_bad_plane_costs_itself_alone(tmp_path, monkeypatch):
     write(tmp_path / "a.fits", (7, 8, 8), 10)
     (manifest,) = scanned(tmp_path, [str(tmp_path)])
-    read = jobs.read_images
+    read = batches.read_images
 
     def broken(block, start, stop, **reading):
         if start <= 4 < stop:
@@ -115,7 +115,7 @@ def test_one_bad_plane_costs_itself_alone(tmp_path, monkeypatch):
             raise ValueError(msg)
         return read(block, start, stop, **reading)
 
-    monkeypatch.setattr(jobs, "read_images", broken)
+    monkeypatch.setattr(batches, "read_images", broken)
     rows = fitted(tmp_path, manifest)
     assert rows["plane"].tolist() == [0, 1, 2, 3, 5, 6]
     assert rows["amp"].tolist() == [10, 11, 12, 13, 15, 16]
@@ -157,7 +157,7 @@ def test_stamps_are_rows_in_pixels_of_their_plane(tmp_path, monkeypatch):
     assert rows["dec"] == pytest.approx(2 + (rows["y0"] - 2) * 1e-4, abs=1e-7)
     rejected = read_rows(tmp_path / "part.h5", table="rejected")
     assert [(Path(rejected["file"][0]).name, rejected["source"][0])] == [("p.csv", 1)]
-    monkeypatch.setattr(jobs, "BATCH_PIXELS", 3 * 64)
+    monkeypatch.setattr(batches, "BATCH_PIXELS", 3 * 64)
     np.testing.assert_equal(fitted(tmp_path, manifest, cutouts=cutouts), rows)
 
 
@@ -180,7 +180,7 @@ def test_a_plane_that_cannot_be_read_costs_its_stamps_a_row_each(tmp_path, monke
     write(tmp_path / "a.fits", (3, 30, 40), 10)
     cutouts = {"positions": table_of(tmp_path / "p.csv", x=[5, 25], y=[5, 25]), "size": 8}
     (manifest,) = scanned(tmp_path, [str(tmp_path / "a.fits")], cutouts=cutouts)
-    read, calls = jobs.read_images, []
+    read, calls = batches.read_images, []
 
     def broken(block, start, stop, **reading):
         calls.append(start)
@@ -189,7 +189,7 @@ def test_a_plane_that_cannot_be_read_costs_its_stamps_a_row_each(tmp_path, monke
             raise ValueError(msg)
         return read(block, start, stop, **reading)
 
-    monkeypatch.setattr(jobs, "read_images", broken)
+    monkeypatch.setattr(batches, "read_images", broken)
     rows = fitted(tmp_path, manifest, cutouts=cutouts)
     assert list(zip(rows["plane"], rows["source"], strict=True)) == [(0, 0), (0, 1), (2, 0), (2, 1)]
     rejected = read_rows(tmp_path / "part.h5", table="rejected")
@@ -308,7 +308,7 @@ def test_a_certificate_needs_groups_of_one_size_and_does_not_mind_shards(tmp_pat
     whole = certified(tmp_path, scanned(tmp_path, [str(tmp_path)]))
     assert whole["sources"].tolist() == [0, 8, 0, 0] * 8
     assert json.loads((tmp_path / "certificate.json").read_text())["sources"] == 8
-    monkeypatch.setattr(jobs, "BATCH_PIXELS", 4 * 64)
+    monkeypatch.setattr(batches, "BATCH_PIXELS", 4 * 64)
     files = [str(tmp_path / name) for name in ("a.fits", "b.fits", "c.fits")]
     shards = [scanned(tmp_path, [file])[0].rename(f"{file}.csv") for file in reversed(files)]
     np.testing.assert_equal(certified(tmp_path, shards), whole)
@@ -322,7 +322,7 @@ def test_the_certificate_counts_from_the_first_pixel_of_stamps(tmp_path, monkeyp
     (manifest,) = scanned(tmp_path, [str(tmp_path / "a.fits")], cutouts=cutouts)
     assert fitted(tmp_path, manifest, cutouts=cutouts)["x0"].tolist() == [19, 11] * 2
     rows = jobs._chosen([tmp_path / "part.h5"], 100)
-    ((stack, found),) = jobs._images(rows, [manifest], READING | {"cutouts": cutouts}, tmp_path / "detections")
+    ((stack, found),) = batches.of_rows(rows, [manifest], 4, READING | {"cutouts": cutouts, "folder": tmp_path})
     assert stack.data.shape == (4, 8, 8)
     for name in ("x0", "y0", "x0_start", "y0_start"):
         assert found[name].tolist() == [2] * 4, name
@@ -342,7 +342,7 @@ def test_images_that_have_gone_are_left_out_of_the_certificate(tmp_path, monkeyp
     write(tmp_path / "b.fits", (4, 8, 8), 20)
     (manifest,) = scanned(tmp_path, [str(tmp_path)])
     whole = certified(tmp_path, [manifest])
-    read = jobs.read_images
+    read = batches.read_images
 
     def gone(block, start, stop, **reading):
         if block.file.endswith("b.fits"):
@@ -351,9 +351,9 @@ def test_images_that_have_gone_are_left_out_of_the_certificate(tmp_path, monkeyp
         return read(block, start, stop, **reading)
 
     rows = jobs._chosen([manifest.with_suffix(".h5")], 100)
-    monkeypatch.setattr(jobs, "read_images", gone)
+    monkeypatch.setattr(batches, "read_images", gone)
     with caplog.at_level(logging.WARNING, logger="pipeline"):
-        ((stack, found),) = jobs._images(rows, [manifest], READING, tmp_path / "detections")
+        ((stack, found),) = batches.of_rows(rows, [manifest], 4, READING | {"folder": tmp_path})
     assert len(stack.data) == len(found["snr"]) == 4
     assert "b.fits: it is gone" in caplog.text
     assert whole["sources"].max() == 8

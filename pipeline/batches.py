@@ -1,0 +1,158 @@
+"""The images of shards as stacks of one size, a batch at a time, each with what its header says.
+
+``reading`` is everywhere what `detection.read_images` wants to be told: ``hdu, column, mask, uncertainty, cutouts`` of
+the config, and ``folder``, where detection keeps what it finds.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from astropy.io import fits
+from astropy.wcs import WCS
+
+from pipeline import runtime
+from pipeline.detection import read_images
+from pipeline.images import Block, Rejected, Stack, corners_of, identities, image_shape, read_header
+from pipeline.shards import image_ids, read_manifest
+
+#: Pixels fitted at a time, 64 MiB in float64: what a job needs in memory does not grow with its shard.
+BATCH_PIXELS = 1 << 23
+
+
+class Sky(NamedTuple):
+    """What a header says: ``wcs`` and ``beam``, or None; ``usable``: the WCS is, or there is none; ``unit`` or ""."""
+
+    wcs: WCS | None
+    beam: tuple[float, float, float] | None
+    usable: bool
+    unit: str
+
+
+class Piece(NamedTuple):
+    """Images of one block as read: the first is image ``start`` of its HDU and image ``position`` of the shard."""
+
+    block: Block
+    start: int
+    position: int
+    stack: Stack
+    sky: Sky
+
+
+def of_blocks(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: list[Rejected]) -> Iterator[list[Piece]]:
+    """Read the images of all blocks; those of one size together, not many more than BATCH_PIXELS at a time.
+
+    What cannot be read goes to ``rejected``, a row an image, and stops nothing.
+    """
+    waiting: dict[tuple[int, int], list[Piece]] = {}
+    pixels = position = 0
+    for block in blocks:
+        shape = image_shape(block, reading["cutouts"])
+        step = max(1, BATCH_PIXELS // (shape[0] * shape[1]))
+        for first in range(block.start, block.stop, step):
+            for start, stack in _read(block, first, min(first + step, block.stop), reading, rejected):
+                # Now, while the reader still knows where the header lies.
+                sky = _sky(block.file, block.hdu, block.changed_ns, reading["column"])
+                place = position + start - block.start
+                waiting.setdefault(shape, []).append(Piece(block, start, place, stack, sky))
+                pixels += stack.data.size
+            if pixels >= BATCH_PIXELS:
+                yield from waiting.values()
+                waiting, pixels = {}, 0
+        position += block.stop - block.start
+    yield from waiting.values()
+
+
+def _read(
+    block: Block, start: int, stop: int, reading: Mapping[str, Any], rejected: list[Rejected]
+) -> Iterator[tuple[int, Stack]]:
+    """Images ``start`` to ``stop - 1``, as stacks and the number of the first image in each.
+
+    Where they cannot be read together their halves are tried, down to the planes that are to blame: only what is in
+    these goes to ``rejected``.
+    """
+    try:
+        yield start, read_images(block, start, stop, **reading)
+    except (ValueError, OSError) as error:
+        planes, sources = identities(block, start, stop)
+        if planes[0] == planes[-1]:
+            numbers = [-1] if block.stamps is None else sources.tolist()
+            rejected += [Rejected(block.file, block.hdu, int(planes[0]), source, str(error)) for source in numbers]
+            return
+        middle = (start + stop) // 2
+        yield from _read(block, start, middle, reading, rejected)
+        yield from _read(block, middle, stop, reading, rejected)
+
+
+def joined(pieces: Sequence[Piece]) -> Stack:
+    """The images of all pieces as one stack."""
+    return stacked([piece.stack for piece in pieces])
+
+
+def stacked(stacks: Sequence[Stack]) -> Stack:
+    """Stacks of images of one size as one."""
+    data, mask, noise = zip(*stacks, strict=True)
+    return Stack(np.concatenate(data), np.concatenate(mask), None if noise[0] is None else np.concatenate(noise))
+
+
+def of_rows(
+    rows: Mapping[str, np.ndarray], manifests: Sequence[str], size: int, reading: Mapping[str, Any]
+) -> Iterator[tuple[Stack, dict[str, np.ndarray]]]:
+    """The images of some rows, in groups of ``size``, one or several groups of one shape at a time, and their rows.
+
+    What does not make up a group, or has become unreadable, is left out. ``part`` of ``rows`` is the place of a row's
+    manifest; their positions are given back in pixels of the image, which may be a stamp.
+    """
+    found: dict[tuple[int, int], list[tuple[Block, int, int]]] = {}
+    for part in np.unique(rows["part"]).tolist():
+        here = np.flatnonzero(rows["part"] == part).tolist()
+        wanted = dict(zip(rows["image_id"][here].tolist(), here, strict=True))
+        for block in read_manifest(manifests[part])[0]:
+            ids = image_ids(block.file, block.hdu, *identities(block, block.start, block.stop))
+            images = [(block, number, wanted[i]) for number, i in enumerate(ids.tolist(), block.start) if i in wanted]
+            found.setdefault(image_shape(block, reading["cutouts"]), []).extend(images)
+    for (ny, nx), listed in sorted(found.items()):
+        # By file, so that one that has to be unpacked is so once.
+        listed.sort(key=lambda image: (image[0].file, image[0].hdu, image[1]))
+        groups = [listed[low : low + size] for low in range(0, len(listed) - size + 1, size)]
+        step = max(1, BATCH_PIXELS // (size * ny * nx))
+        for low in range(0, len(groups), step):
+            stacks, places, corners = [], [], []
+            for group in groups[low : low + step]:
+                try:
+                    stacks += [read_images(block, number, number + 1, **reading) for block, number, _ in group]
+                    corners += [corners_of(block, number, number + 1) for block, number, _ in group]
+                    places += [place for *_, place in group]
+                except (ValueError, OSError) as error:
+                    runtime.LOG.warning("not used for the certificate: %s", error)
+            if stacks:
+                its_rows = {name: values[places] for name, values in rows.items()}
+                for axis, corner in zip("xy", np.concatenate(corners).T, strict=True):
+                    for name in (f"{axis}0", f"{axis}0_start"):
+                        its_rows[name] = its_rows[name] - corner
+                yield stacked(stacks), its_rows
+
+
+@functools.lru_cache(maxsize=1)
+def _sky(file: str, hdu: int, changed_ns: int, column: str | None) -> Sky:
+    """What the header of an HDU says of sky, beam and unit; the last one is kept, for blocks read in several pieces."""
+    from pipeline.sky import beam, read_celestial
+
+    unit = ""
+    try:
+        header = read_header(file, hdu)
+        unit = _unit(header, column)
+        wcs = read_celestial(file, hdu, column)
+    except (ValueError, OSError) as error:
+        runtime.LOG.warning("%s: HDU %d: %s", file, hdu, error)
+        return Sky(None, None, False, unit)
+    return Sky(wcs, beam(header), True, unit)
+
+
+def _unit(header: fits.Header, column: str | None) -> str:
+    """BUNIT, of a table column TUNIT; "" if there is none."""
+    if column is None:
+        return str(header.get("BUNIT", "")).strip()
+    names = {str(value).strip().upper(): key[5:] for key, value in header["TTYPE*"].items()}
+    return str(header.get(f"TUNIT{names.get(column.upper())}", "")).strip()
