@@ -24,7 +24,7 @@ import numpy as np
 
 from pipeline.columns import BIT, CERTIFICATE, PARAMETERS, SNR_BINS, UNSOLVED, empty_rows, parameter_names
 from pipeline.images import Stack
-from pipeline.model import gaussian
+from pipeline.model import gaussian, of_rows
 
 #: Images whose residuals make one field.
 DONORS = 4
@@ -144,10 +144,11 @@ def _fields(
     level = np.array([np.median(noise[i][used[i]]) for i in range(images)], float)
     noise = np.where(used, noise / level[:, None, None], 1.0)
     width = (rows["scale"] * level)[:, None, None]
-    model = _model(rows, x, y)
+    model = of_rows(rows, x, y)
     residual = np.where(used, (data - model) / (width * noise), 0.0)
     weight = used / noise
-    slopes = np.stack([_slopes(source, x, y, n_background) for source in _sources(rows)])
+    sources = np.stack([rows[name] for name in PARAMETERS[:6]], axis=1)
+    slopes = np.stack([_slopes(source, x, y, n_background) for source in sources])
 
     # The field is as if its opposite sides met, and so are the images.
     down, right = (np.arange(ny) + ny // 4) % ny, (np.arange(nx) + nx // 4) % nx
@@ -167,21 +168,6 @@ def _fields(
     field = model + width * field_noise * mosaic(residual)
     kept = _kept(slopes, weight, field_weight, donor, moved)
     return field, field_weight == 0, field_noise * level[:, None, None], kept
-
-
-def _sources(rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Parameters (n, 6) of the Gaussians."""
-    return np.stack([rows[name] for name in PARAMETERS[:6]], axis=1)
-
-
-def _model(rows: Mapping[str, np.ndarray], x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The model of each row (n,) at the pixels (ny, nx); what is not in the model of the run is NaN there."""
-    level, slope_x, slope_y, start_x, start_y = (
-        np.nan_to_num(rows[name])[:, None, None]
-        for name in ("background", "background_x", "background_y", "x0_start", "y0_start")
-    )
-    gaussians = gaussian(_sources(rows)[:, None, None, :], x, y)
-    return gaussians + level + slope_x * (x - start_x) + slope_y * (y - start_y)
 
 
 def _slopes(source: np.ndarray, x: np.ndarray, y: np.ndarray, n_background: int) -> np.ndarray:

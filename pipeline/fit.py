@@ -151,7 +151,7 @@ def fit_rows(data, mask=None, noise_map=None, **settings) -> tuple[dict[str, np.
         rows[f"{name}_bias"] = np.asarray(result.bias[:, i])
     for i, name in enumerate(columns.DERIVED):
         rows[name], rows[f"{name}_err"] = np.asarray(result.derived[:, i]), np.asarray(result.derived_err[:, i])
-    for name in ("nll", "n_steps", "n_pixels", "snr", "outlier_fraction", "misfit", "condition", "noise_fwhm", "flags"):
+    for name in rows.keys() & set(FitResult._fields):
         rows[name] = np.asarray(getattr(result, name))
     rows["x0_start"], rows["y0_start"] = np.asarray(result.origin).T
     return rows, dict(zip(columns.COVARIANCES, map(np.asarray, result.covariances), strict=True))

@@ -9,6 +9,10 @@ Parameters, in order: ``x0, y0, amp, sigma, rho, diff`` (see `pipeline.columns`)
 
 import math
 
+import numpy as np
+
+from pipeline.columns import PARAMETERS
+
 FWHM_PER_SIGMA = math.sqrt(8.0 * math.log(2.0))
 
 
@@ -40,6 +44,21 @@ def ellipticity(params):
     square = params[..., 5] ** 2 + 0.25 * params[..., 4] ** 2
     # The root has no slope at zero; a tiny floor makes the derivative of a round source zero instead of NaN.
     return xp.sqrt(xp.maximum(square, xp.asarray(1e-30, dtype=square.dtype)))
+
+
+def of_rows(rows, x, y):
+    """The Gaussian and the background of rows of the catalogue, at pixels.
+
+    rows : mapping of the fitted columns and ``x0_start, y0_start``, each () or (n,); a background that is NaN is none.
+    x, y : NumPy arrays (ny, nx) [pixel]. Returns (ny, nx) or (n, ny, nx).
+    """
+    sources = np.stack([rows[name] for name in PARAMETERS[:6]], axis=-1)
+    level, slope_x, slope_y, start_x, start_y = (
+        np.nan_to_num(rows[name])[..., None, None]
+        for name in ("background", "background_x", "background_y", "x0_start", "y0_start")
+    )
+    gaussians = gaussian(sources[..., None, None, :], x, y)
+    return gaussians + level + slope_x * (x - start_x) + slope_y * (y - start_y)
 
 
 def derived(params):

@@ -24,7 +24,7 @@ TILE_PIXELS = 1 << 15  # most pixels taken at once
 LARGEST = 1e18  # residual over half-width, whose square still is a float32 number, and the product of 8 a float64 one
 
 Polynomial = dict[tuple[int, int], jax.Array]  # coefficients of X^i Y^j
-LINEAR = ((0, 0), (1, 0), (0, 1))
+_LINEAR = ((0, 0), (1, 0), (0, 1))
 
 #: Some accelerators else take float32 for less than it is.
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -133,7 +133,7 @@ def tile(at: Frame, data, weight, first) -> Tile:
     shape = jnp.exp(-0.5 * quadratic)
     predicted = at.amp.astype(dtype) * shape
     if at.level:
-        plane = [sum(c * poly.get(key, 0.0) for c, poly in zip(at.level, at.ground, strict=True)) for key in LINEAR]
+        plane = [sum(c * poly.get(key, 0.0) for c, poly in zip(at.level, at.ground, strict=True)) for key in _LINEAR]
         predicted = predicted + plane[0].astype(dtype)
         if len(at.level) > 1:
             predicted = predicted + (plane[1].astype(dtype) * x)[None, :] + (plane[2].astype(dtype) * y)[:, None]

@@ -21,13 +21,13 @@ from matplotlib.ticker import MaxNLocator
 from scipy.ndimage import median_filter
 
 from pipeline.catalogue import Summary, read_rows, read_summary
-from pipeline.certificate import FAR, corrections
+from pipeline.certificate import FAR, NOMINAL, corrections
 from pipeline.columns import BEAM, BIT, COLUMNS, DERIVED, FLAGS, PARAMETERS, SKY, UNSOLVED, decode_flags
 from pipeline.cutouts import scan_stamps
 from pipeline.detection import read_images
 from pipeline.files import replacing
-from pipeline.images import identities, scan_file
-from pipeline.model import gaussian
+from pipeline.images import corners_of, identities, scan_file
+from pipeline.model import of_rows
 
 SLAB = 50_000
 SAMPLE = 100_000
@@ -41,7 +41,6 @@ QUALITY = ("snr", "misfit", "outlier_fraction", "n_steps", "condition")
 
 # Pulls are counted in bins fine enough to read medians and quantiles off them.
 PULL_EDGES = np.linspace(-8.0, 8.0, 1601)
-NOMINAL = (0.6827, 0.9545)
 
 # The frame of a histogram, in units of its drawing.
 WIDTH, HEIGHT = 240.0, 72.0
@@ -500,9 +499,7 @@ def _picture(path: str | Path, index: int, why: str, summary: Summary, images: M
     }
 
 
-def _pixels(
-    row: Mapping[str, Any], images: Mapping[str, Any]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
+def _pixels(row: Mapping[str, Any], images: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
     """Pixels (ny, nx) of a row, which were used, 1-sigma noise (1 where none is given), x and y of the first pixel."""
     reading = {key: value for key, value in images.items() if key != "files"}
     blocks, _ = scan_file(row["file"], **reading) if images["cutouts"] is None else scan_stamps(row["file"], **reading)
@@ -511,7 +508,7 @@ def _pixels(
         for number in np.flatnonzero((planes == row["plane"]) & (sources == row["source"])).tolist():
             stack = read_images(block, number, number + 1, **reading)
             noise = np.ones(stack.data.shape[1:]) if stack.noise_map is None else stack.noise_map[0]
-            corner = (0, 0) if block.stamps is None else tuple(block.stamps[number, 2:].tolist())
+            (corner,) = corners_of(block, number, number + 1).tolist()
             return np.asarray(stack.data[0], dtype=np.float64), ~stack.mask[0], noise, corner
     source = "" if images["cutouts"] is None else f" source {row['source']} in"
     msg = f"{row['file']}: no{source} plane {row['plane']} in HDU {row['hdu']} any more"
@@ -529,17 +526,6 @@ def _window(row: Mapping[str, Any], ny: int, nx: int) -> tuple[slice, slice]:
         return slice(start, min(start + 2 * half, size))
 
     return cut(row["y0"], ny), cut(row["x0"], nx)
-
-
-def _model(row: Mapping[str, Any], y: np.ndarray, x: np.ndarray) -> np.ndarray | None:
-    """The model at pixels ``(x, y)``, None where the row has no parameters."""
-    parameters = np.array([row[name] for name in PARAMETERS[:6]], dtype=np.float64)
-    if not np.isfinite(parameters).all():
-        return None
-    model = gaussian(parameters, x, y) + np.nan_to_num(row["background"], nan=0.0)
-    if math.isfinite(row["background_x"]):
-        model = model + row["background_x"] * (x - row["x0_start"]) + row["background_y"] * (y - row["y0_start"])
-    return model
 
 
 def _panels(
@@ -561,7 +547,7 @@ def _panels(
     # quantiles pass over stars in the way, and the model keeps a source that is smaller than they are.
     smooth = stretch(median_filter(np.where(used, data, middle), 3))
     low, high = np.quantile(smooth, [0.01, 0.99])
-    model = _model(row, y, x)
+    model = of_rows(row, x, y) if np.isfinite([row[name] for name in PARAMETERS[:6]]).all() else None
     if model is not None and np.isfinite(model).all():
         peaks = np.clip(stretch(model), *stretch(np.array([pixels.min(), pixels.max()])))
         low, high = min(low, peaks.min()), max(high, peaks.max())

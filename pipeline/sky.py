@@ -22,6 +22,7 @@ from astropy.wcs import WCS, NoConvergence
 
 from pipeline.columns import BEAM, SKY
 from pipeline.images import read_header
+from pipeline.model import FWHM_PER_SIGMA
 
 #: Rows in one call of the compiled function: one shape, so one compilation, and no row depends on how many there are.
 CHUNK = 64
@@ -33,7 +34,6 @@ HALF_STEP = 0.5
 ROUNDING = 1e-13
 
 ARCSEC = 3600 * np.degrees(1.0)
-FWHM = np.sqrt(8 * np.log(2))
 
 _CELESTIAL = re.compile(r"(RA|DEC|.LON|.LAT|..LN|..LT)(-|$)", re.IGNORECASE)
 _MATRIX = re.compile(r"(CD|PC)0*([12])_?0*([12])")
@@ -357,7 +357,7 @@ def _beam_shape(beam: tuple[float, float, float] | None) -> np.ndarray:
     major, minor, angle = beam or (np.nan, np.nan, np.nan)
     sin, cos = np.sin(np.radians(angle)), np.cos(np.radians(angle))
     axes = np.array([[sin, cos], [cos, -sin]])
-    return axes @ np.diag([major**2, minor**2]) @ axes.T / FWHM**2
+    return axes @ np.diag([major**2, minor**2]) @ axes.T / FWHM_PER_SIGMA**2
 
 
 def _jacobian(point: jax.Array) -> jax.Array:
@@ -377,7 +377,7 @@ def _ellipse(shape: jax.Array, floor: jax.Array) -> jax.Array:
     is_round = square <= floor**2
     radius = jnp.where(is_round, 0.0, jnp.sqrt(jnp.where(is_round, 1.0, square)))
     squares = jnp.stack([mean + radius, mean - radius])
-    widths = FWHM * jnp.sqrt(jnp.where(squares > floor, squares, jnp.nan))
+    widths = FWHM_PER_SIGMA * jnp.sqrt(jnp.where(squares > floor, squares, jnp.nan))
     angle = jnp.degrees(jnp.arctan2(cross, half)) / 2 % 180 % 180
     return jnp.append(widths, jnp.where(is_round | jnp.isnan(widths[0]), jnp.nan, angle))
 

@@ -11,7 +11,7 @@ SMOOTHED = 3.0  # FWHM [pixel] of what correlated noise is smoothed with
 def smooth_noise(r, shape, fwhm):
     """Gaussian noise of variance 1, (count, ny, nx), smoothed beyond the edges by a Gaussian of this FWHM [pixel]."""
     count, ny, nx = shape
-    wide, width = 3 * int(np.ceil(fwhm)), fwhm / np.sqrt(8 * np.log(2))
+    wide, width = 3 * int(np.ceil(fwhm)), fwhm / model.FWHM_PER_SIGMA
     point = np.zeros((1, 2 * wide + 1, 2 * wide + 1))
     point[0, wide, wide] = 1
     left, smooth = (

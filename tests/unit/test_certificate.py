@@ -7,7 +7,7 @@ from pipeline import certificate
 from pipeline.certificate import DONORS, calibrate, certify, choose, inject, snr_bins
 from pipeline.columns import BIT, CERTIFICATE, COLUMNS, PARAMETERS, SNR_BINS, empty_rows, parameter_names
 from pipeline.images import Stack
-from pipeline.model import gaussian
+from pipeline.model import gaussian, of_rows
 
 SETTINGS = {"background": "constant", "scale": "fit", "uncertainty": "pooled"}
 NAMES = parameter_names("constant", "fit")
@@ -29,11 +29,16 @@ def found_in(count, *, side=16, seed=1, snr=(5, 200), sigma=(1.0, 1.5)):
     return rows
 
 
+def sources_of(rows):
+    """Parameters (n, 6) of the Gaussians."""
+    return np.stack([rows[name] for name in PARAMETERS[:6]], axis=1)
+
+
 def stack_of(rows, *, side=16, seed=2):
     """Images of these rows; the first column of pixels is masked."""
     y, x = np.mgrid[:side, :side].astype(float)
     noise = np.random.default_rng(seed).normal(size=(len(rows["x0"]), side, side))
-    data = certificate._model(rows, x, y) + rows["scale"][:, None, None] * noise
+    data = of_rows(rows, x, y) + rows["scale"][:, None, None] * noise
     mask = np.zeros(data.shape, bool)
     mask[:, :, 0] = True
     return Stack(data, mask, None)
@@ -199,7 +204,7 @@ def test_the_block_around_a_source_is_its_own_image_moved_as_a_whole():
     stack = stack_of(rows)
     data, mask, _, _ = fields(stack, rows)
     y, x = np.mgrid[:16, :16].astype(float)
-    model = certificate._model(rows, x, y)
+    model = of_rows(rows, x, y)
     residual, field = stack.data - model, data - model
     for i in range(DONORS):
         around = np.ix_(range(5, 11), range(5, 11))
@@ -251,12 +256,12 @@ def test_nothing_is_kept_where_the_source_was_and_all_but_little_far_away():
     side = 32
     rows = found_in(DONORS, side=side)
     y, x = np.mgrid[:side, :side].astype(float)
-    slopes = np.stack([certificate._slopes(s, x, y, 1) for s in certificate._sources(rows)])
+    slopes = np.stack([certificate._slopes(s, x, y, 1) for s in sources_of(rows)])
     weight = np.ones((DONORS, side, side))
     own = np.broadcast_to(np.arange(DONORS)[:, None, None], weight.shape)
     np.testing.assert_allclose(certificate._kept(slopes, weight, weight, own, lambda a: a), 0, atol=1e-9)
     rows["amp"] *= 1e-30
-    faint = np.stack([certificate._slopes(s, x, y, 1) for s in certificate._sources(rows)])
+    faint = np.stack([certificate._slopes(s, x, y, 1) for s in sources_of(rows)])
     np.testing.assert_allclose(certificate._kept(faint, weight, weight, own, lambda a: a), 0, atol=1e-9)
     far = certificate._kept(slopes, weight, weight, own, lambda a: np.roll(a, (8, 8), (-2, -1)))
     assert np.all(far[:, [0, 1, 2, 4, 5]] > 0.9)
@@ -267,12 +272,12 @@ def test_nothing_is_kept_where_the_source_was_and_all_but_little_far_away():
 def least_squares(truth, side):
     """A fit by least squares for bright sources: one step from ``truth``, which is near. Errors for noise of 1."""
     y, x = np.mgrid[:side, :side].astype(float)
-    slopes = np.stack([certificate._slopes(s, x, y, 1) for s in certificate._sources(truth)])
+    slopes = np.stack([certificate._slopes(s, x, y, 1) for s in sources_of(truth)])
 
     def fit(data, mask, noise, **settings):
         used = np.where(mask, 0.0, 1.0)
         inverse = np.linalg.inv(np.einsum("iapq,ibpq,ipq->iab", slopes, slopes, used))
-        rest = used * (np.where(mask, 0.0, data) - certificate._model(truth, x, y))
+        rest = used * (np.where(mask, 0.0, data) - of_rows(truth, x, y))
         moved = np.einsum("iab,ibpq,ipq->ia", inverse, slopes, rest)
         found = {name: truth[name].copy() for name in certificate.NEEDED} | {"flags": np.zeros(len(data), int)}
         for j, name in enumerate(NAMES[:7]):

@@ -26,7 +26,7 @@ def test_what_mehlers_formula_says_of_psi_is_what_a_simulation_finds():
     r = np.random.default_rng(1)
     x, y = r.standard_normal((2, 2_000_000))
     for wanted in (0.2, 0.6, 0.9):
-        pair = [one / correlation.HALF_WIDTH for one in (x, wanted * x + np.sqrt(1 - wanted**2) * y)]
+        pair = [one / correlation.gaussian_noise().half_width for one in (x, wanted * x + np.sqrt(1 - wanted**2) * y)]
         psi = [t / (1 + t * t) for t in pair]
         chi = [(1 - t * t) / (1 + t * t) for t in pair]
         assert abs(np.mean(chi)) < 2e-3
@@ -81,7 +81,7 @@ def test_noise_that_is_hardly_correlated_is_independent():
 @pytest.mark.parametrize("fwhm", [2.0, 2.5, 4.0])  # narrower, a kernel sampled at pixels is no Gaussian
 def test_the_kernel_is_found_from_the_residuals(fwhm):
     images = stamps.smooth_noise(np.random.default_rng(2), (20, 64, 64), fwhm)
-    free = jnp.asarray([31.0, 31.0, 0.0, np.log(2.0), 0.0, 0.0, 0.0, np.log(correlation.HALF_WIDTH)])
+    free = jnp.asarray([31.0, 31.0, 0.0, np.log(2.0), 0.0, 0.0, 0.0, np.log(correlation.gaussian_noise().half_width)])
     image = likelihood.Image(jnp.zeros((64, 64)), jnp.ones((64, 64)), jnp.zeros(2))
     found = [
         correlation.kernel_fwhm(correlation.estimate(free, image._replace(data=jnp.asarray(one)), jnp.float64(4096)))
