@@ -310,16 +310,20 @@ def describe(found: Solution, shape, dials: Dials) -> FitResult:
 
 def _batches(function, stacks, count, batch: int):
     """``function`` of one image, over the first ``count`` of stacks (length, ...), ``batch`` at a time."""
-    shapes = jax.eval_shape(function, jax.tree.map(lambda stack: stack[0], stacks))
+    # Traced once for the two places that need it; inlined, the compiler sees no difference.
+    of_batch = jax.jit(jax.vmap(function), inline=True)
+
+    def part(i):
+        return jax.tree.map(lambda stack: jax.lax.dynamic_slice_in_dim(stack, i * batch, batch), stacks)
+
     length = jax.tree.leaves(stacks)[0].shape[0]
-    empty = jax.tree.map(lambda leaf: jnp.zeros((length, *leaf.shape), leaf.dtype), shapes)
+    empty = jax.tree.map(
+        lambda leaf: jnp.zeros((length, *leaf.shape[1:]), leaf.dtype), jax.eval_shape(lambda: of_batch(part(0)))
+    )
 
     def put(i, results):
-        part = jax.tree.map(lambda stack: jax.lax.dynamic_slice_in_dim(stack, i * batch, batch), stacks)
         return jax.tree.map(
-            lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, i * batch, 0),
-            results,
-            jax.vmap(function)(part),
+            lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, i * batch, 0), results, of_batch(part(i))
         )
 
     return jax.lax.fori_loop(0, (count + batch - 1) // batch, put, empty)
