@@ -6,7 +6,6 @@ Stamps are those of the tests (`tests.stamps`), with other seeds. Every share co
 """
 
 import argparse
-import functools
 import os
 import platform
 import tempfile
@@ -33,7 +32,7 @@ PICTURE = PAGE.parent / "pictures" / "coverage.png"
 DECADES = ((5, 10), (10, 100), (100, 1e3), (1e3, 1e4))
 NAMES = columns.parameter_names("constant", "fit")
 SHOWN = (*NAMES, *columns.DERIVED)
-propagate = jax.jit(jax.vmap(functools.partial(uncertainty.propagate, model.derived)))
+derived = jax.jit(jax.vmap(uncertainty.derived))
 
 
 def percent(hits) -> str:
@@ -132,9 +131,9 @@ def pulls(cell: Cell, result, params) -> dict[str, np.ndarray]:
     bias = dict(zip(names, result.bias.T, strict=True))
     errors = {}
     for kind, covariance in zip(columns.COVARIANCES, result.covariances, strict=True):
-        _, derived = propagate(result.params[:, :6], covariance[:, :6, :6])
+        _, derived_err, _ = derived(result.params[:, :6], covariance[:, :6, :6])
         own = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)).T
-        errors[kind] = dict(zip((*names, *columns.DERIVED), [*own, *np.asarray(derived)], strict=True))
+        errors[kind] = dict(zip((*names, *columns.DERIVED), [*own, *np.asarray(derived_err)], strict=True))
     offset, biases, ratios = [], [], []
     for name in SHOWN:
         default = errors["pooled"][name]
@@ -145,14 +144,13 @@ def pulls(cell: Cell, result, params) -> dict[str, np.ndarray]:
         biases.append(bias.get(name, np.zeros(n)) / default)
         ratios.append([errors[kind][name] / default for kind in columns.COVARIANCES])
     bad = columns.BIT["NOT_CONVERGED"] | columns.BIT["HESSIAN_NOT_POSITIVE"]
-    unclear = np.array([name == "theta" for name in SHOWN]) & (result.flags & columns.BIT["ROUND"] > 0)[:, None]
     ratios = np.array(ratios).transpose(2, 1, 0)
     return {
         "offset": np.array(offset).T,
         "bias": np.array(biases).T,
         "errors": ratios,
         "bound": np.array(offset).T / ratios[:, columns.COVARIANCES.index("fisher")],
-        "good": (result.flags & bad == 0)[:, None] & ~unclear & np.isfinite(offset).T,
+        "good": (result.flags & bad == 0)[:, None] & np.isfinite(offset).T,
     }
 
 
@@ -262,8 +260,8 @@ Written by `make calibrate` (version {__version__}, jax {jax.__version__}, numpy
 {arguments.coverage} stamps a row; 32 x 32 pixels, widths 1.5 to 3.2 px, constant background, scale free,
 where the label says nothing else. Rows are by true signal to noise, log-uniform in its range: true amplitude over the
 typical error of a fitted one. *Correlated* is Gaussian noise smoothed to a FWHM of {stamps.SMOOTHED:g} px,
-*contaminated* has 5 % of pixels with ten times the noise, *student* 3 degrees of freedom. `theta` leaves out rows
-flagged `ROUND`; fits that did not converge are left out: {100 * max(row["lost"] for row in covered):.2f} % at most.
+*contaminated* has 5 % of pixels with ten times the noise, *student* 3 degrees of freedom. Fits that did not
+converge are left out, rows flagged `ROUND` are not: {100 * max(row["lost"] for row in covered):.2f} % at most.
 
 Truths within one default error (`pooled`), nominally 68.3 %; the Monte Carlo error is {few[0]:.2f}:
 

@@ -33,12 +33,14 @@ TERMS = 10  # of Mehler's formula
 class GaussianNoise(NamedTuple):
     """What Gaussian noise of variance 1 makes of a robust fit.
 
-    half_width : with it chi = (1 - t^2) / (1 + t^2) has mean 0, t = noise / half_width. psi, chi : (TERMS,) weights of
-    Mehler's formula, of the odd powers for psi = t / (1 + t^2), and of the even ones for chi.
+    half_width : with it chi = (1 - t^2) / (1 + t^2) has mean 0, t = noise / half_width. psi, mixed, chi : (TERMS,)
+    weights of Mehler's formula, of the odd powers for psi = t / (1 + t^2) and for psi with chi', and of the even ones
+    for chi.
     """
 
     half_width: float
     psi: np.ndarray
+    mixed: np.ndarray
     chi: np.ndarray
 
 
@@ -50,17 +52,27 @@ def gaussian_noise() -> GaussianNoise:
     half_width = optimize.brentq(lambda g: w @ (1 / (1 + (x / g) ** 2)) - 0.5, 0.1, 2.0, xtol=1e-15)
     t = x / half_width
 
-    def weights(f, first):
+    def weights(f, g, first):
         orders = range(first, first + 2 * TERMS, 2)
-        squares = [(w * f) @ np.polynomial.hermite_e.hermeval(x, [0] * k + [1]) for k in orders]
-        return np.array([s * s / math.factorial(k) for s, k in zip(squares, orders, strict=True)]) / ((w * f) @ f)
+        products = [
+            math.prod((w * side) @ np.polynomial.hermite_e.hermeval(x, [0] * k + [1]) for side in (f, g))
+            / math.factorial(k)
+            for k in orders
+        ]
+        return np.array(products) / ((w * f) @ g)
 
-    return GaussianNoise(half_width, weights(t / (1 + t * t), 1), weights((1 - t * t) / (1 + t * t), 2))
+    psi, chi = t / (1 + t * t), (1 - t * t) / (1 + t * t)
+    return GaussianNoise(half_width, weights(psi, psi, 1), weights(psi, t / (1 + t * t) ** 2, 1), weights(chi, chi, 2))
 
 
 def of_psi(correlation):
     """Correlation of psi where that of the residuals is ``correlation`` < 1; of NumPy or JAX arrays."""
     return correlation * np.polynomial.polynomial.polyval(correlation * correlation, gaussian_noise().psi)
+
+
+def mixed(correlation):
+    """E[psi_i chi'_j] over E[psi_i chi'_i] where the correlation of residuals i and j is ``correlation`` < 1."""
+    return correlation * np.polynomial.polynomial.polyval(correlation * correlation, gaussian_noise().mixed)
 
 
 def of_chi(correlation):
@@ -124,9 +136,11 @@ def covariance(free, image: likelihood.Image, n, kernel, reach: int, ratio, fit_
     -------
     array (q - 1, q - 1)
         Of all but the scale.
-    array ()
+    more : array ()
         The factor on the variance of the scale that independent noise would give it, without correction for the
         number of parameters.
+    others, others_mixed : array ()
+        tr (sum g_i g_i^T)^-1 sum corr_ij g_i g_j^T, corr_ij as in `of_psi` and `mixed`; q - 1 for independent noise.
 
     Notes
     -----
@@ -166,13 +180,19 @@ def covariance(free, image: likelihood.Image, n, kernel, reach: int, ratio, fit_
     def product(left, right):
         return jnp.einsum("ayx,byx->ab", left, right, precision=jax.lax.Precision.HIGHEST).astype(free.dtype)
 
-    bread, paired = inverse(product(maps, maps)), pairs(maps, of_psi(residuals))
-    lost = jnp.sum(bread * pairs(maps, residuals)) + float(fit_scale)
+    plain, paired = inverse(product(maps, maps)), pairs(maps, of_psi(residuals))
+    others = jnp.sum(plain * paired)
+    lost = jnp.sum(plain * pairs(maps, residuals)) + float(fit_scale)
     more = n / (n - lost)
-    meat = (bread @ paired @ bread).astype(maps.dtype)
+    meat = (plain @ paired @ plain).astype(maps.dtype)
     share = jnp.einsum("ab,ayx,byx->yx", meat, maps, maps, precision=jax.lax.Precision.HIGHEST)
     bread = inverse(product(maps * (1.0 + STEEPER * share * share)[None], maps))
-    return ratio * more * bread @ paired @ bread, more * pairs(used[None], of_chi(residuals))[0, 0] / n
+    return (
+        ratio * more * bread @ paired @ bread,
+        more * pairs(used[None], of_chi(residuals))[0, 0] / n,
+        others,
+        jnp.sum(plain * pairs(maps, mixed(residuals))),
+    )
 
 
 def estimate(free, image: likelihood.Image, n):

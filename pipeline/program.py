@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pipeline import columns, likelihood, model, moments, newton, quality, slots, start, uncertainty
+from pipeline import columns, likelihood, moments, newton, quality, slots, start, uncertainty
 
 BURST = 2  # steps between two looks at which slots are done
 LEAST_SCALE = 1e-3  # to start from, in working units
@@ -292,11 +292,7 @@ def solution(
 def describe(found: Solution, shape, dials: Dials) -> FitResult:
     """What is derived from a solution, with errors; and its flags. shape : int array (2,), ny, nx before padding."""
     chosen = jnp.stack(found.covariances)[dials.chosen][:6, :6]
-    (*derived, _), (*derived_err, e_err) = uncertainty.propagate(
-        lambda source: jnp.concatenate([model.derived(source), model.ellipticity(source)[None]]),
-        found.public[:6],
-        chosen,
-    )
+    derived, derived_err, e_err = uncertainty.derived(found.public[:6], chosen)
     kept = {name: value for name, value in found._asdict().items() if name in FitResult._fields}
     return FitResult(
         **kept,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pipeline import correlation, likelihood, moments
+from pipeline import correlation, likelihood, model, moments
 from pipeline.newton import inverse
 
 
@@ -172,14 +172,15 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
     variance = (1.0 - 4.0 * (q1 - q2)) / (6.0 * q1 - 4.0 * q2 - 1.0) ** 2
     if kernel is None:
         block = ratio * n / (n - p) * _independent(at, image, here, inverse_products)
-        variance, kernel_fwhm = variance / (n - p), jnp.asarray(jnp.nan, free.dtype)
+        variance, more, others = variance / (n - p), 1.0, (q - 1.0, q - 1.0)
+        kernel_fwhm = jnp.asarray(jnp.nan, free.dtype)
     else:
         kernel = jnp.where(jnp.isnan(kernel), correlation.estimate(free, image, n), kernel)
-        block, more = correlation.covariance(free, image, n, kernel, reach, ratio, fit_scale)
+        block, more, *others = correlation.covariance(free, image, n, kernel, reach, ratio, fit_scale)
         variance, kernel_fwhm = more * variance / n, correlation.kernel_fwhm(kernel)
     # From log sigma to sigma: the mean of exp(a) is exp(mean a + var a / 2).
     curved = jnp.zeros(q, free.dtype).at[3].set(0.5 * block[3, 3]).at[-1].set(0.5 * variance)
-    expected = jnp.append(_bias(at, image, inverse_products, block), scale_bias(here.powers, n, q - 1)) + curved
+    expected = jnp.append(_bias(at, image, inverse_products, block), scale_bias(here.powers, n, *others, more)) + curved
     gradient = (here.gradient / slope)[:p]
     rest = hessian @ gradient
     return Covariances(
@@ -218,8 +219,8 @@ def _bias(at: moments.Frame, image: likelihood.Image, inverse_products, covarian
     return -0.5 * inverse_products @ jnp.stack(moments.slopes(at, moments.total(of, at, image)))
 
 
-def scale_bias(powers, n, others: int):
-    """The bias of second order of the logarithm of the scale, for independent noise. Scalar.
+def scale_bias(powers, n, others, mixed, more=1.0):
+    """The bias of second order of the logarithm of the scale. Scalar.
 
     The scale solves sum chi(t) = 0 with chi = 1 - 2 s. Expanded to second order in its own error e and in those of the
     p ``others``, which are uncorrelated with it for symmetric noise, with D = E[t chi'],
@@ -227,7 +228,8 @@ def scale_bias(powers, n, others: int):
         n D E[e] = -E[t chi' chi] / D + (D + E[t^2 chi'']) E[chi^2] / (2 D^2)
                    - p E[chi' psi] / E[psi'] + p E[chi''] E[psi^2] / (2 E[psi']^2).
 
-    powers : as in `inflation`. n : number of used pixels.
+    powers : as in `inflation`. n : number of used pixels. others, mixed, more : p in the last term, p in the one before
+    it, and a factor on the first two; where noise is correlated, what `correlation.covariance` says of them.
     """
     q1, q2, q3, _ = powers
     d = -4.0 * (q1 - q2)
@@ -236,8 +238,9 @@ def scale_bias(powers, n, others: int):
         + 0.5 * (d - 4.0 * (q1 - 5.0 * q2 + 4.0 * q3)) * (1.0 - 4.0 * (q1 - q2)) / d**2
     )
     a = 2.0 - 6.0 * q1 + 4.0 * q2
-    theirs = 8.0 * (q1 - 2.0 * q2 + q3) / a - 8.0 * (1.0 - 6.0 * q1 + 9.0 * q2 - 4.0 * q3) * (q1 - q2) / a**2
-    return (own + others * theirs) / (n * d)
+    theirs = mixed * 8.0 * (q1 - 2.0 * q2 + q3) / a
+    theirs -= others * 8.0 * (1.0 - 6.0 * q1 + 9.0 * q2 - 4.0 * q3) * (q1 - q2) / a**2
+    return (more * own + theirs) / (n * d)
 
 
 def inflation(powers):
@@ -291,3 +294,33 @@ def propagate(function, params, covariance):
         for d in range(values.shape[0])
     ]
     return list(values), [jnp.sqrt(variance) for variance in variances]
+
+
+#: Below so many of its errors an ellipticity tells no direction; see `direction_error`.
+UNDIRECTED = 1.25
+
+
+def direction_error(linear):
+    """Standard error [rad] of the direction of an axis, from that of the delta method.
+
+    The ellipticity e and twice the angle are polar coordinates of a vector. The component of the found vector across
+    the true direction, e sin 2 dtheta, is normal around 0 whatever the true ellipticity (Fieller 1954, J. R. Stat. Soc.
+    B 16, 175), with an error that is 2 e times the linear one. So |sin 2 dtheta| < 2 linear holds 68.3 % of all truths.
+    Where e is below `UNDIRECTED` of its errors that is no limit, and the error pi / 2: all directions. Without it the
+    limit above would hold 54 % at the worst, of round sources; with it 62 to 69 %. The linear error alone holds 35 %.
+    """
+    sine = jnp.minimum(2.0 * linear, 1.0)
+    return jnp.where(2.0 * linear > 1.0 / UNDIRECTED, 0.5 * jnp.pi, 0.5 * jnp.arcsin(sine))
+
+
+def derived(source, covariance):
+    """What `model.derived` says of a source (6,) with this covariance (6, 6), and how well it is known.
+
+    Returns values and standard errors in the order of `pipeline.columns.DERIVED`, two lists of scalars, and the error
+    of `model.ellipticity`.
+    """
+    (*values, _), (*errors, e_err) = propagate(
+        lambda one: jnp.concatenate([model.derived(one), model.ellipticity(one)[None]]), source, covariance
+    )
+    errors[-1] = direction_error(errors[-1])
+    return values, errors, e_err

@@ -77,7 +77,7 @@ def test_bias_of_the_scale_is_that_of_a_simulation(noise, n):
         scale = scale * np.sqrt(2 * (1 - np.mean(weight, axis=1, keepdims=True)))
     found = np.log(scale / true)
     s = 1 - 1 / (1 + (draw(2_000_000) / true) ** 2)
-    wanted = uncertainty.scale_bias([np.mean(s**k) for k in (1, 2, 3, 4)], n, 1)
+    wanted = uncertainty.scale_bias([np.mean(s**k) for k in (1, 2, 3, 4)], n, 1, 1)
     # Three standard errors and the next order.
     assert_allclose(np.mean(found), wanted, atol=3 * np.std(found) / np.sqrt(repeats) + 0.2 * abs(wanted))
 
@@ -156,3 +156,20 @@ def test_propagate_is_the_delta_method():
     values, errors = uncertainty.propagate(lambda p: jnp.stack([p[0] * p[1], p[0]]), jnp.array([2.0, 3.0]), covariance)
     assert_allclose(values, [6.0, 2.0])
     assert_allclose(errors, [np.sqrt(9 * 0.04 + 4 * 0.09 + 2 * 6 * 0.01), 0.2])
+
+
+@pytest.mark.parametrize("ellipticity", [0.0, 0.5, 1.0, 2.0, 4.0])
+def test_the_error_of_a_direction_holds_for_round_sources_too(ellipticity):
+    """Whatever the true ellipticity, here in units of its error. Monte Carlo error 0.2 points."""
+    x, y = np.random.default_rng(4).standard_normal((2, 40_000)) + np.array([[ellipticity], [0.0]])
+    linear = 0.5 / np.hypot(x, y)
+    errors = np.asarray(uncertainty.direction_error(linear))
+    inside = np.mean(np.abs(0.5 * np.arctan2(y, x)) <= errors)
+    assert 0.61 < inside < 0.71
+    assert (np.mean(np.abs(0.5 * np.arctan2(y, x)) < linear) < 0.6) == (ellipticity <= 1)
+
+
+def test_what_is_not_known_has_no_error_of_its_direction():
+    assert np.isnan(uncertainty.direction_error(jnp.nan))
+    assert_allclose(uncertainty.direction_error(jnp.inf), np.pi / 2)
+    assert_allclose(uncertainty.direction_error(1e-9), 1e-9)
