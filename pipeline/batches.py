@@ -1,7 +1,7 @@
 """The images of shards as stacks of one size, a batch at a time, each with what its header says.
 
-``reading`` is everywhere what `detection.read_images` wants to be told: ``hdu, column, mask, uncertainty, cutouts`` of
-the config, and ``folder``, where detection keeps what it finds.
+``reading`` is everywhere what `detection.read_images` wants to be told: the section ``images`` of the config but its
+``files``, and ``folder``, where detection keeps what it finds.
 """
 
 import functools

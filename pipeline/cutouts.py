@@ -80,7 +80,7 @@ def cut(block: Block, *, folder: str | Path, **images: Any) -> tuple[list[Block]
     folder : path
         Where `detection` keeps what it finds.
     **images
-        ``column, mask, uncertainty, cutouts`` of the config.
+        The config section.
 
     Returns
     -------

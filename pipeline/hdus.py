@@ -209,6 +209,9 @@ def _cards(stream: IO[bytes], at: int) -> tuple[dict[str, str], int, str]:
         for first in range(0, len(text), 80):
             if text[first + 8 : first + 9] == "=":
                 cards.setdefault(text[first : first + 8].rstrip(), text[first + 9 : first + 80])
+            elif text.startswith("HIERARCH ", first):
+                long, _, value = text[first + 9 : first + 80].partition("=")
+                cards.setdefault(long.strip().upper(), value)
             elif text[first : first + 8].rstrip() == "END":
                 return cards, end, ""
     return cards, end, "broken header: it has no END"

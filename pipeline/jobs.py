@@ -66,7 +66,7 @@ def scan(
     files : list of str
         ``images.files`` of the config.
     reading : dict
-        ``hdu, column, mask, uncertainty, cutouts`` of the config.
+        The section ``images`` of the config but its ``files``.
     shard_size : int
         Images a shard, about.
     detections : path
@@ -130,7 +130,7 @@ def fit(
     manifest : path
         The shard's blocks, by `scan`.
     reading, fit : dict
-        ``hdu, column, mask, uncertainty, cutouts`` and the section ``fit`` of the config.
+        As for `scan`, and the section ``fit`` of the config.
     detections : path
         As for `scan`.
     """
@@ -259,7 +259,7 @@ def catalogue(
     parts, origins, manifests : sequences of paths
         What `fit` wrote, and of which images, by shard.
     reading : dict
-        How they were read: ``hdu, column, mask, uncertainty, cutouts`` of the config.
+        As for `scan`.
     stacks, truths : sequences of paths
         What `simulate` wrote; empty for the user's own images.
     certificates : sequence of paths

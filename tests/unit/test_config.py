@@ -117,6 +117,8 @@ def test_the_raw_config_is_left_alone():
         ("images: {hdu: -1}", "images.hdu: got -1, wanted auto, all, a number from 0, an EXTNAME, or a list"),
         ("images: {mask: {bit: 3}}", 'images.mask: got {"bit": 3}, wanted null, an HDU'),
         ("images: {uncertainty: {variance: ERR, weight: WHT}}", "images.uncertainty: got"),
+        ("images: {saturation: 6e4}", "(as a number YAML wants 60000), wanted null, a number or a header keyword"),
+        ("images: {background: {variance: BKG}}", "images.background: got"),
         ("images: {cutouts: {size: 32}}", 'images.cutouts: got {"size": 32}, wanted null'),
         (
             "images: {cutouts: {positions: a.csv, size: 7}}",
@@ -155,6 +157,8 @@ def test_all_problems_are_told_at_once():
         {"mask": {"files": "m/{stem}.fits"}},
         {"mask": {"hdu": "DQ", "bits": [0, 4]}},
         {"uncertainty": {"variance": 2}},
+        {"background": {"files": "b/{stem}.fits", "hdu": "BKG"}, "saturation": 60000.0},
+        {"background": 3, "saturation": "SATURATE"},
         {"cutouts": {"positions": "a.csv", "size": 16}},
         {"cutouts": {"detect": {"threshold": 3.0}, "size": 16}},
         {"uncertainty": {"weight": {"files": "w/{stem}.fits", "hdu": 1}}},

@@ -14,8 +14,9 @@ import pipeline.fit
 from pipeline import batches, jobs, runtime
 from pipeline.catalogue import read_rows, read_summary
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, empty_rows, parameter_names
+from pipeline.config import check_config
 
-READING = {"hdu": "auto", "column": None, "mask": None, "uncertainty": None, "cutouts": None}
+READING = {key: value for key, value in check_config({})["images"].items() if key != "files"}
 FIT = {"background": "constant", "scale": "fit", "uncertainty": "pooled"}
 CELESTIAL = {
     "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.0, "CRPIX1": 3.0, "CRPIX2": 3.0,
