@@ -32,6 +32,9 @@ _TROUBLE = (ValueError, OSError, MemoryError)
 #: Keys of the config section ``images`` that name what lies beside an image.
 MAPS = ("mask", "uncertainty", "background")
 
+#: What a position may be off by, along x and y [pixel], for a fit to begin at the peak of its source.
+NEAR = 2.0
+
 _SUFFIXES = re.compile(r"\.(fits|fit|fts)(\.(gz|bz2|fz))?$", re.IGNORECASE)
 
 
@@ -277,6 +280,11 @@ def _absent(there: tuple[Hdu, ...], wanted: int | str) -> str:
 def image_shape(block: Block, cutouts: dict[str, Any] | None) -> tuple[int, int]:
     """``(ny, nx)`` of the images of a block, by the setting ``cutouts`` of the config."""
     return (block.ny, block.nx) if cutouts is None else (cutouts["size"], cutouts["size"])
+
+
+def near_middle(cutouts: dict[str, Any] | None) -> float:
+    """How far from the middle of an image, along x and y, its source is looked for [pixel]: of a stamp, there."""
+    return np.inf if cutouts is None else NEAR
 
 
 def identities(block: Block, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:

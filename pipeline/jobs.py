@@ -20,7 +20,7 @@ from pipeline.certificate import DONORS, NEEDED, certify, choose, inject
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, PARAMETERS, empty_rows, parameter_names
 from pipeline.detection import forget_others
 from pipeline.files import replacing
-from pipeline.images import Block, corners_of, identities, list_files, scan_file
+from pipeline.images import Block, corners_of, identities, list_files, near_middle, scan_file
 from pipeline.origin import digest, is_of
 from pipeline.shards import assign, image_ids, read_manifest, write_manifests
 
@@ -143,6 +143,7 @@ def fit(
     made_of = digest(manifest, reading, fit)  # now: the manifest may change while the job runs
     blocks, rejected = read_manifest(manifest)
     parameters = parameter_names(fit["background"], fit["scale"])
+    near = near_middle(reading["cutouts"])
     # A shard may hold nothing but files that give no image.
     rows = [empty_rows(0)]
     covariances = [{kind: np.empty((0, len(parameters), len(parameters))) for kind in COVARIANCES}]
@@ -152,7 +153,7 @@ def fit(
     tell = _progress(sum(block.stop - block.start for block in blocks), "images fitted")
     for pieces in batches.of_blocks(blocks, {**reading, "folder": detections}, rejected):
         stack = batches.joined(pieces)
-        fitted, covariance = fit_rows(*stack, **fit)
+        fitted, covariance = fit_rows(*stack, **fit, near=near)
         batch = empty_rows(len(stack.data)) | fitted
         _complete(batch, covariance[fit["uncertainty"]], pieces)
         units |= {piece.sky.unit for piece in pieces}
@@ -226,7 +227,8 @@ def certificate(
     began = time.monotonic()
     rows = _chosen(parts, sources)
     images = batches.of_rows(rows, manifests, DONORS, {**reading, "folder": detections})
-    trials = [inject(stack, found, fit_rows, fit) for stack, found in images]
+    settings = {**fit, "near": near_middle(reading["cutouts"])}
+    trials = [inject(stack, found, fit_rows, settings) for stack, found in images]
     write_certificate(path, certify(trials, parameter_names(fit["background"], fit["scale"])))
     count = sum(len(part.snr) for part in trials)
     facts = {"sources": count, "seconds": round(time.monotonic() - began, 3), "device": device}

@@ -24,7 +24,7 @@ CELESTIAL = {
 }  # fmt: skip
 
 
-def mean_as_fit(data, mask, noise_map, *, background, scale, uncertainty):
+def mean_as_fit(data, mask, noise_map, *, background, scale, uncertainty, near):
     """Stands in for the fit: ``amp`` is the mean of an image, the covariance the unit matrix."""
     p = len(parameter_names(background, scale))
     names = [c.name for c in COLUMNS if c.group in ("fitted", "derived", "quality")]
@@ -162,6 +162,21 @@ def test_stamps_are_rows_in_pixels_of_their_plane(tmp_path, monkeypatch):
     np.testing.assert_equal(fitted(tmp_path, manifest, cutouts=cutouts), rows)
 
 
+def test_the_source_of_a_stamp_is_looked_for_near_its_middle(tmp_path, monkeypatch):
+    asked = []
+
+    def listening(*stack, near, **settings):
+        asked.append(near)
+        return good_fit(*stack, near=near, **settings)
+
+    monkeypatch.setattr(pipeline.fit, "fit_rows", listening)
+    write(tmp_path / "a.fits", (4, 30, 40), 10)
+    cutouts = {"positions": table_of(tmp_path / "p.csv", x=[20], y=[15]), "size": 8}
+    certified(tmp_path, scanned(tmp_path, [str(tmp_path / "a.fits")], cutouts=cutouts), cutouts=cutouts)
+    certified(tmp_path, scanned(tmp_path, [str(tmp_path / "a.fits")]))
+    assert asked == [2.0, 2.0, np.inf, np.inf]
+
+
 def test_the_edge_of_the_plane_is_an_edge(tmp_path, monkeypatch):
     def wide(*stack, **settings):
         rows, covariance = mean_as_fit(*stack, **settings)
@@ -280,9 +295,9 @@ def test_a_part_of_other_images_or_settings_is_refused(tmp_path):
         merged(tmp_path, manifest)
 
 
-def good_fit(data, mask, noise_map, *, background, scale, uncertainty):
+def good_fit(data, mask, noise_map, *, background, scale, **settings):
     """Stands in for a fit that succeeds: a source of S/N 20 that has the mean of its image as amplitude."""
-    rows, covariances = mean_as_fit(data, mask, noise_map, background=background, scale=scale, uncertainty=uncertainty)
+    rows, covariances = mean_as_fit(data, mask, noise_map, background=background, scale=scale, **settings)
     errors = {f"{name}_err": np.full(len(data), 0.1) for name in parameter_names(background, scale)}
     rest = {"snr": 20.0, "scale": 1.0, "background": 0.0, "x0_start": 2.0, "y0_start": 2.0}
     return rows | errors | {name: np.full(len(data), value) for name, value in rest.items()}, covariances
