@@ -15,7 +15,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ import numpy as np
 from astropy.io import fits
 
 from pipeline import hdus
+from pipeline.carry import Value, plain
 from pipeline.hdus import Hdu, Layout, Pixels
 
 #: What reading a file may raise; of memory, because one image may be too large where the next is not.
@@ -43,7 +44,8 @@ class Block(NamedTuple):
 
     ``size`` and ``changed_ns`` (the later of modification and status change) are sums over the file and the files of
     its mask and maps, so that any change shows. ``stamps``, int64 ``(stop - start, 4)``, has of each stamp its plane,
-    its source, and x and y of its first pixel, which may lie outside the plane; None: image i is plane i.
+    its source, and x and y of its first pixel, which may lie outside the plane; None: image i is plane i. ``carried``
+    has of each stamp what goes along with it from the table of positions, by name.
     """
 
     file: str
@@ -55,6 +57,7 @@ class Block(NamedTuple):
     size: int
     changed_ns: int
     stamps: np.ndarray | None = None
+    carried: Sequence[dict[str, Any]] | None = None
 
 
 class Rejected(NamedTuple):
@@ -643,7 +646,61 @@ def _sigma(values: np.ndarray, kind: str) -> np.ndarray:
         return np.sqrt(values if kind == "variance" else 1 / values)
 
 
-# ---- headers
+# ---- headers and cells
+
+
+def read_carried(
+    block: Block, start: int, stop: int, *, carry: Sequence[str] = (), column: str | None = None, **_: Any
+) -> dict[str, list[Value]]:
+    """What goes along with images ``start`` to ``stop - 1`` of an HDU, by name, a value an image.
+
+    A name is looked up in the table of positions, in the table that holds the images, in the header of the HDU and in
+    the first one; where none of them has it the values are missing.
+
+    Raises
+    ------
+    ValueError
+        A sentence that names the file: it cannot be read, or a column has neither one number nor text a row.
+    """
+    found = {}
+    for name in carry:
+        listed = [] if block.carried is None else block.carried[start - block.start : stop - block.start]
+        if listed and name in listed[0]:
+            found[name] = [of_source[name] for of_source in listed]
+        else:
+            cells = None if column is None else _cells(block, start, stop, column, name)
+            found[name] = [_keyword(block, name)] * (stop - start) if cells is None else cells
+    return found
+
+
+def _keyword(block: Block, name: str) -> Value:
+    headers = (_header(block.file, number, block.changed_ns) for number in (block.hdu, 0))
+    return next((plain(header[name]) for header in headers if name in header), None)
+
+
+@lru_cache(maxsize=2)
+def _header(file: str, hdu: int, changed_ns: int) -> fits.Header:
+    """Remembered for names that are looked up one after the other."""
+    return read_header(file, hdu)
+
+
+def _cells(block: Block, start: int, stop: int, column: str, name: str) -> list[Value] | None:
+    """Cells of another column of the table that holds the images, or None if it has no such column."""
+    try:
+        layout = hdus.layout(block.file)
+        hdu = layout.hdus[block.hdu]
+        cell = hdus.cell(hdu, name)
+        if cell is None:
+            return None
+        pixels = hdus.pixels(hdu, column)
+        whole = np.memmap(layout.path, np.uint8, "r")
+        count = pixels.planes // pixels.per_row
+        stored = np.ndarray((count,), cell.dtype, whole.data, hdu.data + cell.offset, (pixels.row_bytes,))
+        planes, _sources = identities(block, start, stop)
+        return [cell.value(one) for one in stored[planes // pixels.per_row]]
+    except _TROUBLE as error:
+        msg = f"{block.file}: HDU {block.hdu}: {_words(error)}"
+        raise ValueError(msg) from error
 
 
 def read_header(file: str, hdu: int) -> fits.Header:

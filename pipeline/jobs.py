@@ -15,6 +15,7 @@ import yaml
 from astropy.io import fits
 
 from pipeline import __version__, batches, runtime
+from pipeline.carry import Value
 from pipeline.catalogue import merge, read_rows, write_certificate, write_part
 from pipeline.certificate import DONORS, NEEDED, certify, choose, inject
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, PARAMETERS, empty_rows, parameter_names
@@ -148,6 +149,7 @@ def fit(
     rows = [empty_rows(0)]
     covariances = [{kind: np.empty((0, len(parameters), len(parameters))) for kind in COVARIANCES}]
     positions = [np.empty(0, np.int64)]
+    carried: dict[str, list[Value]] = {name: [] for name in reading["carry"]}
     units: set[str] = set()
     pixels = hashlib.blake2b(digest_size=16)
     tell = _progress(sum(block.stop - block.start for block in blocks), "images fitted")
@@ -160,6 +162,8 @@ def fit(
         rows.append(batch)
         covariances.append(covariance)
         positions += [piece.position + np.arange(len(piece.stack.data)) for piece in pieces]
+        for name, values in carried.items():
+            values += [value for piece in pieces for value in piece.carried[name]]
         for array in stack:
             pixels.update(b"" if array is None else array.tobytes())
         tell(sum(map(len, positions)))
@@ -174,6 +178,7 @@ def fit(
         parameters,
         rejected,
         "\n".join(sorted(units)),
+        {name: [values[i] for i in order.tolist()] for name, values in carried.items()},
     )
     facts = {
         "images": len(order),
@@ -327,7 +332,7 @@ def _complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[bat
     from pipeline.sky import sky_columns
 
     counts = [len(piece.stack.data) for piece in pieces]
-    for (block, start, _, _, sky), stop, count in zip(pieces, np.cumsum(counts), counts, strict=True):
+    for (block, start, *_, sky), stop, count in zip(pieces, np.cumsum(counts), counts, strict=True):
         here = slice(stop - count, stop)
         planes, sources = identities(block, start, start + count)
         rows["file"][here], rows["hdu"][here] = block.file, block.hdu

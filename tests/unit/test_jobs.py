@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.table import Table
+from astropy.table import MaskedColumn, Table
 
 import pipeline.fit
 from pipeline import batches, jobs, runtime
@@ -262,6 +262,94 @@ def test_the_unit_of_a_table_column_is_its_own(tmp_path):
     assert fitted(tmp_path, manifest, column="FLUX")["plane"].tolist() == [0, 1, 2, 3]
     with h5py.File(tmp_path / "part.h5") as part:
         assert part.attrs["unit"] == "e/s"
+
+
+def carried(folder: Path, files: list[str], names: list[str], **reading) -> dict[str, list]:
+    """What the catalogue of some files carries along, and their first rejection under the name ``reason``."""
+    (manifest,) = scanned(folder, files, carry=names, **reading)
+    fitted(folder, manifest, carry=names, **reading)
+    merged(folder, manifest, carry=names, **reading)
+    reasons = read_rows(folder / "catalogue.h5", table="rejected")["reason"].tolist()
+    rows = read_rows(folder / "catalogue.h5", names) if names else {}
+    return {name: values.tolist() for name, values in rows.items()} | ({"reason": reasons[0]} if reasons else {})
+
+
+def test_keywords_go_along_from_the_header_of_the_image_or_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "BATCH_PIXELS", 64)
+    first, image = fits.PrimaryHDU(), fits.ImageHDU(np.ones((2, 8, 8), "f4"))
+    first.header.update({"MJD-OBS": 59000.5, "OBJECT": "first", "DATE": "2020-05-31", "HIERARCH ESO TEL ALT": 65})
+    image.header.update({"OBJECT": "<b>image</b> " + "long " * 20, "SEEING": True})
+    fits.HDUList([first, image]).writeto(tmp_path / "a.fits")
+    write(tmp_path / "b.fits", (9, 8), 1, **{"MJD-OBS": 59001, "OBJECT": "", "DATE": 20200601})
+    write(tmp_path / "c.fits", (8, 8), 1)
+    found = carried(tmp_path, [str(tmp_path)], ["OBJECT", "MJD-OBS", "date", "ESO TEL ALT", "SEEING", "GONE"])
+    image_object = ("<b>image</b> " + "long " * 20).rstrip()
+    np.testing.assert_equal(found, {
+        "OBJECT": [image_object, image_object, "", ""],
+        "MJD-OBS": [59000.5, 59000.5, 59001, np.nan],
+        "date": ["2020-05-31", "2020-05-31", "20200601", ""],
+        "ESO TEL ALT": [65, 65, np.nan, np.nan],
+        "SEEING": [1, 1, np.nan, np.nan],
+        "GONE": [np.nan] * 4,
+    })  # fmt: skip
+
+
+def test_cells_go_along_from_the_table_of_the_images(tmp_path):
+    columns = [
+        fits.Column("id", "K", array=np.array([2**60 + 1, 2, 3])),
+        fits.Column("Flux", "128E", dim="(8,8,2)", array=np.ones((3, 2, 8, 8), np.float32)),
+        fits.Column("TIME", "D", array=[0.5, np.nan, 1.5]),
+        fits.Column("NAME", "5A", array=["a", "", "caf"]),
+        fits.Column("GOOD", "L", array=[True, False, True]),
+        fits.Column("COUNT", "I", bzero=32768, array=np.array([1, 40000, 3], "u2")),
+        fits.Column("NULL", "J", null=-1, array=[5, -1, 7]),
+        fits.Column("SCALED", "I", array=[1, 2, 4]),
+        fits.Column("VECTOR", "3E", array=np.ones((3, 3))),
+    ]
+    hdu = fits.BinTableHDU.from_columns(columns, fits.Header({"EXPOSURE": 30}))
+    hdu.header.update({"TSCAL8": 0.5, "TZERO8": 10.0})
+    hdu.writeto(tmp_path / "t.fits")
+    names = ["ID", "time", "NAME", "GOOD", "COUNT", "NULL", "SCALED", "EXPOSURE"]
+    found = carried(tmp_path, [str(tmp_path)], names, column="FLUX")
+    wanted = {
+        "ID": [2**60 + 1, 2, 3], "time": [0.5, np.nan, 1.5], "NAME": ["a", "", "caf"], "GOOD": [1, 0, 1],
+        "COUNT": [1, 40000, 3], "NULL": [5, np.nan, 7], "SCALED": [10.5, 11, 12], "EXPOSURE": [30] * 3,
+    }  # fmt: skip
+    np.testing.assert_equal(found, {name: np.repeat(values, 2).tolist() for name, values in wanted.items()})
+    reason = carried(tmp_path, [str(tmp_path)], ["VECTOR"], column="FLUX")["reason"]
+    assert reason.endswith("HDU 1: column VECTOR has neither one number nor text a row (TFORM9 = 3E)")
+
+
+def test_columns_of_the_table_of_positions_go_along(tmp_path):
+    write(tmp_path / "a.fits", (2, 30, 40), 10, OBJECT="field", Z=9)
+    table = Table({"x": [20, 50, 0], "y": [15, 5, 0], "candid": [2**60 + 1, 2, 3], "Z": [0.5, 1, np.nan]})
+    table["note"] = MaskedColumn(["a", "b", "c"], mask=[0, 0, 1])
+    table.write(tmp_path / "p.ecsv")
+    cutouts = {"positions": str(tmp_path / "p.ecsv"), "size": 8}
+    found = carried(tmp_path, [str(tmp_path / "a.fits")], ["candid", "note", "z", "object"], cutouts=cutouts)
+    assert found.pop("reason") == "this position lies in none of the images"
+    np.testing.assert_equal(found, {
+        "candid": [2**60 + 1, 3] * 2, "note": ["a", ""] * 2, "z": [0.5, np.nan] * 2, "object": ["field"] * 4,
+    })  # fmt: skip
+
+
+def test_what_goes_along_changes_the_manifest_of_its_shard_only(tmp_path):
+    write(tmp_path / "a.fits", (30, 40), 10)
+    x = np.arange(5.0, 35)
+    manifests = []
+    for changed in (0, 1):
+        names = np.arange(30)
+        names[14] += 100 * changed
+        cutouts = {"positions": table_of(tmp_path / "p.csv", x=x, y=x / 2, name=names), "size": 8}
+        files = scanned(tmp_path, [str(tmp_path / "a.fits")], shard_size=10, cutouts=cutouts, carry=["name"])
+        manifests.append({path.name: path.read_bytes() for path in files})
+        rows = fitted(tmp_path, files[1], cutouts=cutouts, carry=["name"])
+        assert (
+            read_rows(tmp_path / "part.h5", table="carried")["name"].tolist()
+            == names[rows["source"]].astype(str).tolist()
+        )
+    changed = [name for name, text in manifests[1].items() if text != manifests[0][name]]
+    assert [name[-6:] for name in changed] == ["-1.csv"]
 
 
 def test_the_catalogue_joins_parts_truth_and_provenance(tmp_path):
