@@ -12,7 +12,7 @@ from astropy.table import MaskedColumn, Table
 
 import pipeline.fit
 from pipeline import batches, jobs, runtime
-from pipeline.catalogue import read_rows, read_summary
+from pipeline.catalogue import merge, read_rows, read_summary
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, empty_rows, parameter_names
 from pipeline.config import check_config
 
@@ -331,6 +331,33 @@ def test_columns_of_the_table_of_positions_go_along(tmp_path):
     np.testing.assert_equal(found, {
         "candid": [2**60 + 1, 3] * 2, "note": ["a", ""] * 2, "z": [0.5, np.nan] * 2, "object": ["field"] * 4,
     })  # fmt: skip
+
+
+@pytest.mark.parametrize("shard_size", [1, 3, 4])
+def test_what_goes_along_does_not_depend_on_the_shards(tmp_path, shard_size):
+    """Whole and broken numbers, text and nothing in turn, and shards that see only some of them."""
+    kinds = [1, 2.5, "3", None, 2**60 + 1, True]
+    for i in range(8):
+        write(
+            tmp_path / f"{i}.fits",
+            (8, 8),
+            i,
+            **{"MIXED": kinds[i % 6], "NUMBER": kinds[i % 2], "WHOLE": kinds[i % 6 // 4 * 4]},
+        )
+    found = []
+    for size in (100, shard_size):
+        parts = []
+        for manifest in scanned(tmp_path, [str(tmp_path)], size, carry=["MIXED", "NUMBER", "WHOLE"]):
+            fitted(tmp_path, manifest, carry=["MIXED", "NUMBER", "WHOLE"])
+            parts.append((tmp_path / "part.h5").rename(manifest.with_suffix(".h5")))
+        merge(parts, tmp_path / "c.h5", provenance={})
+        with h5py.File(tmp_path / "c.h5") as file:
+            rows = file["catalogue"][:]
+        found.append(rows[np.argsort(rows["amp"])])
+    assert len(parts) > 1
+    assert found[0].dtype == found[1].dtype
+    assert found[0].tobytes() == found[1].tobytes()
+    assert [found[0].dtype[name].kind for name in ("MIXED", "NUMBER", "WHOLE")] == ["S", "f", "i"]
 
 
 def test_what_goes_along_changes_the_manifest_of_its_shard_only(tmp_path):
