@@ -1,7 +1,7 @@
 """The images of shards as stacks of one size, a batch at a time, each with what its header says.
 
-``reading`` is everywhere what `detection.read_images` wants to be told: ``hdu, column, mask, uncertainty, cutouts`` of
-the config, and ``folder``, where detection keeps what it finds.
+``reading`` is everywhere what `detection.read_images` wants to be told: the section ``images`` of the config but its
+``files``, and ``folder``, where detection keeps what it finds.
 """
 
 import functools
@@ -13,8 +13,9 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from pipeline import runtime
+from pipeline.carry import Value
 from pipeline.detection import read_images
-from pipeline.images import Block, Rejected, Stack, corners_of, identities, image_shape, read_header
+from pipeline.images import Block, Rejected, Stack, corners_of, identities, image_shape, read_carried, read_header
 from pipeline.shards import image_ids, read_manifest
 
 #: Pixels fitted at a time, 64 MiB in float64: what a job needs in memory does not grow with its shard.
@@ -31,12 +32,16 @@ class Sky(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Images of one block as read: the first is image ``start`` of its HDU and image ``position`` of the shard."""
+    """Images of one block as read: the first is image ``start`` of its HDU and image ``position`` of the shard.
+
+    ``carried``: what goes along with them, by name, a value an image.
+    """
 
     block: Block
     start: int
     position: int
     stack: Stack
+    carried: dict[str, list[Value]]
     sky: Sky
 
 
@@ -51,11 +56,11 @@ def of_blocks(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: lis
         shape = image_shape(block, reading["cutouts"])
         step = max(1, BATCH_PIXELS // (shape[0] * shape[1]))
         for first in range(block.start, block.stop, step):
-            for start, stack in _read(block, first, min(first + step, block.stop), reading, rejected):
+            for start, stack, carried in _read(block, first, min(first + step, block.stop), reading, rejected):
                 # Now, while the reader still knows where the header lies.
                 sky = _sky(block.file, block.hdu, block.changed_ns, reading["column"])
                 place = position + start - block.start
-                waiting.setdefault(shape, []).append(Piece(block, start, place, stack, sky))
+                waiting.setdefault(shape, []).append(Piece(block, start, place, stack, carried, sky))
                 pixels += stack.data.size
             if pixels >= BATCH_PIXELS:
                 yield from waiting.values()
@@ -66,14 +71,14 @@ def of_blocks(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: lis
 
 def _read(
     block: Block, start: int, stop: int, reading: Mapping[str, Any], rejected: list[Rejected]
-) -> Iterator[tuple[int, Stack]]:
-    """Images ``start`` to ``stop - 1``, as stacks and the number of the first image in each.
+) -> Iterator[tuple[int, Stack, dict[str, list[Value]]]]:
+    """Images ``start`` to ``stop - 1``, as stacks, the number of the first image in each, and what goes along.
 
     Where they cannot be read together their halves are tried, down to the planes that are to blame: only what is in
     these goes to ``rejected``.
     """
     try:
-        yield start, read_images(block, start, stop, **reading)
+        yield start, read_images(block, start, stop, **reading), read_carried(block, start, stop, **reading)
     except (ValueError, OSError) as error:
         planes, sources = identities(block, start, stop)
         if planes[0] == planes[-1]:

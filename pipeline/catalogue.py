@@ -1,9 +1,10 @@
 """The catalogue on disk: parts, one a shard, and the file they are merged into. The only user of h5py.
 
-Layout of a catalogue, format version 1; a part has the first three and no metadata beside them::
+Layout of a catalogue, format version 1; a part has the first three and no metadata beside them, and of what goes along
+with images the texts in ``/carried``, whose attribute ``kinds`` tells what they are, see `pipeline.carry`::
 
     /                       attributes format, format_version, unit, unit_note
-    /catalogue              table of columns.COLUMNS, one row an image
+    /catalogue              table of columns.COLUMNS and then of what goes along, one row an image
     /covariance/<name>      (n, p, p) float64, rows as in /catalogue, attribute parameters = order of the p axes
     /rejected               table of columns.REJECTED, one row an image that could not be read
     /truth                  table of columns.TRUTH, rows as in /catalogue; simulated images only
@@ -29,6 +30,7 @@ import numpy as np
 from astropy import units
 from astropy.table import Table, meta
 
+from pipeline.carry import Value, as_text, column_of, kinds, of_text
 from pipeline.certificate import calibrate
 from pipeline.columns import CERTIFICATE, COLUMNS, COVARIANCES, ENDINGS, FLAGS, REJECTED, TRUTH, Column
 from pipeline.files import replacing
@@ -75,6 +77,7 @@ def write_part(
     parameters: Sequence[str],
     rejected: Iterable[tuple],
     unit: str,
+    carried: Mapping[str, Sequence[Value]] | None = None,
 ) -> None:
     """Write the part of the catalogue that one shard gives.
 
@@ -91,6 +94,8 @@ def write_part(
     rejected : iterable of (file, hdu, plane, source, reason)
     unit : str
         BUNIT of the images, "" where they have none; where they differ, one a line.
+    carried : dict of sequences of n values, optional
+        What goes along with the images.
 
     Raises
     ------
@@ -101,12 +106,17 @@ def write_part(
         "catalogue": _pack(path, COLUMNS, rows),
         "rejected": _pack(path, REJECTED, _columns(REJECTED, rejected)),
     }
+    if carried:
+        texts = {name: as_text(values) for name, values in carried.items()}
+        tables["carried"] = _pack(path, [Column(name, "S", "", "", "carried") for name in texts], texts)
     shape = (len(tables["catalogue"]), len(parameters), len(parameters))
     _check_names(path, "covariances", covariance, COVARIANCES)
     with replacing(path) as temporary, h5py.File(temporary, "w", locking="best-effort") as file:
         file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, unit=unit)
         for name, array in tables.items():
             _create_table(file, name, len(array), array.dtype)[...] = array
+        if carried:
+            file["carried"].attrs["kinds"] = [kinds(values) for values in carried.values()]
         for name in COVARIANCES:
             if covariance[name].shape != shape:
                 msg = f"{path}: covariance {name} has shape {covariance[name].shape}, wanted {shape}"
@@ -166,6 +176,10 @@ def merge(
         if head.parameters != heads[0].parameters:
             msg = f"{part}: parameters {head.parameters}, but {parts[0]} has {heads[0].parameters}"
             raise ValueError(msg)
+        if head.carried.keys() != heads[0].carried.keys():
+            msg = f"{part}: carries {list(head.carried)}, but {parts[0]} carries {list(heads[0].carried)}"
+            raise ValueError(msg)
+    columns = (*COLUMNS, *(column_of(name, [head.carried[name] for head in heads]) for name in heads[0].carried))
     count = sum(head.rows for head in heads)
     widths = {table: {k: max(h.widths[table][k] for h in heads) for k in w} for table, w in heads[0].widths.items()}
     image, note = _common_unit({text for head in heads if head.rows for text in head.unit.split("\n")})
@@ -185,7 +199,7 @@ def merge(
             lines = _pack(path, CERTIFICATE, certificate)
             table("certificate", CERTIFICATE, lines.dtype, len(lines))[...] = lines
         outputs = {
-            "catalogue": table("catalogue", COLUMNS, _dtype(COLUMNS, widths["catalogue"]), count),
+            "catalogue": table("catalogue", columns, _dtype(columns, widths["catalogue"] | widths["carried"]), count),
             "rejected": table(
                 "rejected", REJECTED, _dtype(REJECTED, widths["rejected"]), sum(h.rejected for h in heads)
             ),
@@ -199,10 +213,13 @@ def merge(
         for part in parts:
             with _open(part) as source:
                 for name, output in outputs.items():
+                    first = done[name]
                     for slab in _slabs(source[name]):
                         start, stop = done[name], done[name] + len(slab)
                         if name == "catalogue" and certificate is not None:
                             calibrate(slab, certificate)
+                        if name == "catalogue" and "carried" in source:
+                            slab = _carrying(slab, source["carried"][start - first : stop - first], output.dtype)
                         output[start:stop] = slab
                         if name == "catalogue" and truth is not None:
                             truth_rows[start:stop] = _truth_of(slab, truth, truth_rows.dtype)
@@ -255,6 +272,7 @@ class _Head(NamedTuple):
     widths: dict[str, dict[str, int]]
     parameters: tuple[str, ...]
     unit: str
+    carried: dict[str, str]
 
 
 def _inspect(part: str | Path) -> _Head:
@@ -263,14 +281,29 @@ def _inspect(part: str | Path) -> _Head:
         if got != (FORMAT, FORMAT_VERSION):
             msg = f"{part}: format {got}, wanted {(FORMAT, FORMAT_VERSION)}"
             raise ValueError(msg)
-        widths = {}
+        widths: dict[str, dict[str, int]] = {"carried": {}}
         for name, columns in (("catalogue", COLUMNS), ("rejected", REJECTED)):
             dtype = file[name].dtype
             _check_names(part, f"columns of {name}", dtype.names, [c.name for c in columns])
             widths[name] = {c.name: dtype[c.name].itemsize for c in columns if c.dtype == "S"}
+        carried = {}
+        if "carried" in file:
+            dtype = file["carried"].dtype
+            carried = dict(zip(dtype.names, file["carried"].attrs["kinds"], strict=True))
+            widths["carried"] = {name: dtype[name].itemsize for name in carried}
         covariance = file["covariance"][COVARIANCES[0]]
         parameters = tuple(covariance.attrs["parameters"])
-        return _Head(len(file["catalogue"]), len(file["rejected"]), widths, parameters, file.attrs["unit"])
+        return _Head(len(file["catalogue"]), len(file["rejected"]), widths, parameters, file.attrs["unit"], carried)
+
+
+def _carrying(rows: np.ndarray, texts: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Rows with what goes along with them, of which there are texts."""
+    result = np.empty(len(rows), dtype)
+    for name in rows.dtype.names:
+        result[name] = rows[name]
+    for name in texts.dtype.names:
+        result[name] = of_text(texts[name], dtype[name])
+    return result
 
 
 def _truth_of(rows: np.ndarray, truth: Mapping[str, np.ndarray], dtype: np.dtype) -> np.ndarray:

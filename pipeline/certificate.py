@@ -100,7 +100,7 @@ def inject(
     fit : callable
         `pipeline.fit.fit_rows`.
     settings : dict
-        The config section ``fit``.
+        Of ``fit``: the config section, and ``near``.
     """
     names = parameter_names(settings["background"], settings["scale"])
     n_background = len(names) - 6 - ("scale" in names)

@@ -4,7 +4,7 @@ A stamp is ``size`` pixels wide and high, and its middle is as near to the posit
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +14,9 @@ from astropy import units
 from astropy.io import ascii, registry
 from astropy.table import Column, MaskedColumn, Table
 
+from pipeline.carry import Value, plain
 from pipeline.detection import find_sources
-from pipeline.hdus import few
+from pipeline.hdus import few, spelt
 from pipeline.images import Block, Rejected, scan_file
 from pipeline.sky import pixel_position, read_celestial
 
@@ -34,18 +35,21 @@ class Positions(NamedTuple):
     """Positions from a table, float64 ``(n,)`` each, NaN where there is none.
 
     ``kind`` is ``sky`` (right ascension and declination [deg, ICRS]) or ``pixel`` (x and y, 0-based, of the plane).
+    ``carried`` has n values of each column asked for that is there.
     """
 
     file: str
     kind: str
     first: np.ndarray
     second: np.ndarray
+    carried: dict[str, list[Value]]
 
 
-def read_positions(file: str) -> Positions:
+def read_positions(file: str, carry: Sequence[str] = ()) -> Positions:
     """Positions of sources from any table that astropy reads: columns ra and dec, or x and y (see `NAMES`).
 
-    Angles without a unit are degrees. What is masked, not finite or beyond a pole is NaN.
+    Angles without a unit are degrees. What is masked, not finite or beyond a pole is NaN. carry : names of columns to
+    keep as they are.
 
     Raises
     ------
@@ -54,7 +58,7 @@ def read_positions(file: str) -> Positions:
     """
     path = os.path.expanduser(file)
     try:
-        return _read_positions(file, path, os.stat(path).st_mtime_ns)
+        return _read_positions(file, path, os.stat(path).st_mtime_ns, tuple(carry))
     except OSError as error:
         msg = f"images.cutouts.positions: {file}: {error.strerror or error}, wanted a table"
         raise ValueError(msg) from error
@@ -80,7 +84,7 @@ def cut(block: Block, *, folder: str | Path, **images: Any) -> tuple[list[Block]
     folder : path
         Where `detection` keeps what it finds.
     **images
-        ``column, mask, uncertainty, cutouts`` of the config.
+        The config section.
 
     Returns
     -------
@@ -99,8 +103,10 @@ def cut(block: Block, *, folder: str | Path, **images: Any) -> tuple[list[Block]
     planes = range(block.start, block.stop)
     places: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     rejected = []
+    carried: dict[str, list[Value]] = {}
     if "positions" in images["cutouts"]:
-        positions = read_positions(images["cutouts"]["positions"])
+        positions = read_positions(images["cutouts"]["positions"], images.get("carry", ()))
+        carried = positions.carried
         try:
             places = dict.fromkeys(planes, _positions_in(block, positions, images.get("column")))
         except (ValueError, OSError) as error:
@@ -115,7 +121,8 @@ def cut(block: Block, *, folder: str | Path, **images: Any) -> tuple[list[Block]
     if not places:
         return [], rejected
     stamps = np.concatenate([_as_stamps(plane, *place, images["cutouts"]["size"]) for plane, place in places.items()])
-    return [block._replace(start=0, stop=len(stamps), stamps=stamps)], rejected
+    along = [{name: values[i] for name, values in carried.items()} for i in stamps[:, 1].tolist()] if carried else None
+    return [block._replace(start=0, stop=len(stamps), stamps=stamps, carried=along)], rejected
 
 
 def _as_stamps(plane: int, sources: np.ndarray, x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
@@ -168,7 +175,7 @@ def _on_plane(positions: Positions, block: Block, column: str | None) -> tuple[n
 
 
 @lru_cache(maxsize=1)
-def _read_positions(file: str, path: str, mtime_ns: int) -> Positions:
+def _read_positions(file: str, path: str, mtime_ns: int, carry: tuple[str, ...]) -> Positions:
     """Remembered, because every image asks for them."""
     table = _read_table(path)
     folded = {name.lower(): name for name in reversed(table.colnames)}
@@ -187,7 +194,16 @@ def _read_positions(file: str, path: str, mtime_ns: int) -> Positions:
     good = np.isfinite(first) & np.isfinite(second)
     if kind == "sky":
         good &= np.abs(second) <= 90
-    return Positions(file, kind, np.where(good, first, np.nan), np.where(good, second, np.nan))
+    carried = {name: _as_they_are(table[column]) for name in carry if (column := spelt(table.colnames, name))}
+    return Positions(file, kind, np.where(good, first, np.nan), np.where(good, second, np.nan), carried)
+
+
+def _as_they_are(column: Any) -> list[Value]:
+    """The entries of a column, those that are neither number nor text as text; None where masked."""
+    if len(column.shape) > 1:
+        msg = f"column {column.info.name} is of shape {column.shape}, wanted one value a row for images.carry"
+        raise ValueError(msg)
+    return [plain(value) for value in (column if isinstance(column, Column) else map(str, column))]
 
 
 def _read_table(path: str) -> Table:

@@ -16,7 +16,7 @@ from astropy.io import fits
 
 from pipeline import __version__
 from pipeline.files import replacing
-from pipeline.images import Block, Stack, identities, read_planes, scan_file
+from pipeline.images import MAPS, Block, Stack, identities, read_planes, scan_file
 
 # What sep reserves for pixels that are not yet part of a source, and for the parts of a blend: at the limits of its own
 # (300000, 1024) it gives up on large images and crowded fields.
@@ -82,7 +82,7 @@ def find_sources(block: Block, plane: int, folder: str | Path, **images: Any) ->
     folder : path
         Of the files, made if it is not there.
     **images
-        ``column, mask, uncertainty, cutouts`` of the config.
+        The config section.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def forget_others(folder: str | Path, blocks: Iterable[Block], **images: Any) ->
 
 
 def _path(block: Block, plane: int, folder: str | Path, images: Mapping[str, Any]) -> Path:
-    settings = {key: images.get(key) for key in ("column", "mask", "uncertainty")} | images["cutouts"]["detect"]
+    settings = {key: images.get(key) for key in ("column", "saturation", *MAPS)} | images["cutouts"]["detect"]
     of = [block.file, block.hdu, plane, block.size, block.changed_ns, settings, sep.__version__, __version__]
     return Path(folder, f"{hashlib.blake2b(json.dumps(of).encode(), digest_size=16).hexdigest()}.fits")
 

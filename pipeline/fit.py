@@ -56,6 +56,7 @@ def fit_stack(
     precision="float64",
     tolerance=1e-6,
     max_steps=100,
+    near=np.inf,
 ) -> FitResult:
     """Fit a 2-D Gaussian to each image of a stack by maximum Cauchy likelihood.
 
@@ -69,6 +70,8 @@ def fit_stack(
         1-sigma map; the half-width of a pixel's noise is ``scale`` times it.
     background, scale, uncertainty, correlation, precision, tolerance, max_steps
         The config section ``fit``.
+    near : float
+        How far from the middle of the image, along x and y, the source is looked for [pixel].
 
     Returns
     -------
@@ -103,6 +106,7 @@ def fit_stack(
         tolerance=jnp.asarray(tolerance, float),
         max_steps=jnp.asarray(max_steps),
         chosen=jnp.asarray(columns.COVARIANCES.index(uncertainty)),
+        near=jnp.asarray(near, float),
     )
     shapes = np.broadcast_to(np.array([ny, nx]), (length, 2))
 

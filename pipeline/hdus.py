@@ -18,6 +18,8 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from pipeline.carry import Value, plain
+
 #: What compressed data may grow to: a decompressed file in bytes, a tile-compressed plane in pixels. Beyond it the
 #: reason asks for decompression first, and then the size of the file itself proves the claim.
 MAX_FILE = 2**32
@@ -65,6 +67,27 @@ class Pixels(NamedTuple):
     scale: float
     zero: float
     blank: float | None
+
+
+class Cell(NamedTuple):
+    """How single values lie in the rows of a table: ``letter`` is that of TFORM, the rest as in `Pixels`."""
+
+    letter: str
+    dtype: np.dtype
+    offset: int
+    scale: float
+    zero: float
+    blank: float | None
+
+    def value(self, stored: np.generic) -> Value:
+        """The value of a cell; None where there is none."""
+        if self.letter in "AL":
+            return plain(bytes(stored)) if self.letter == "A" else {b"T": 1, b"F": 0}.get(bytes(stored))
+        if stored == self.blank:
+            return None
+        if self.dtype.kind in "iu" and self.scale == 1 and float(self.zero).is_integer():
+            return int(stored) + int(self.zero)  # exact, also in the unsigned convention
+        return plain(float(stored) * self.scale + self.zero)
 
 
 class _Copy:
@@ -209,6 +232,9 @@ def _cards(stream: IO[bytes], at: int) -> tuple[dict[str, str], int, str]:
         for first in range(0, len(text), 80):
             if text[first + 8 : first + 9] == "=":
                 cards.setdefault(text[first : first + 8].rstrip(), text[first + 9 : first + 80])
+            elif text.startswith("HIERARCH ", first):
+                long, _, value = text[first + 9 : first + 80].partition("=")
+                cards.setdefault(long.strip().upper(), value)
             elif text[first : first + 8].rstrip() == "END":
                 return cards, end, ""
     return cards, end, "broken header: it has no END"
@@ -422,16 +448,55 @@ def _blank(cards: dict[str, str], key: str, dtype: np.dtype) -> float | None:
     return value if dtype.kind in "iu" and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max else None
 
 
+def cell(hdu: Hdu, column: str) -> Cell | None:
+    """Where the cells of a column are that has one number or text a row; None if the table has no such column.
+
+    Raises
+    ------
+    ValueError
+        The column has something else.
+    """
+    cards, names = hdu.cards, _names(hdu.cards)
+    found = spelt(names, column)
+    if found is None:
+        return None
+    i = 1 + names.index(found)
+    repeat, letter, width, offset = _place(cards, i)
+    dtype = np.dtype(_LETTER.get(letter, f"S{width}"))
+    if letter not in (*_LETTER, "A", "L") or repeat == 0 or (repeat > 1 and letter != "A"):
+        msg = f"column {column} has neither one number nor text a row (TFORM{i} = {text(cards, f'TFORM{i}')})"
+        raise ValueError(msg)
+    if offset + width > _count(cards, "NAXIS1"):
+        msg = f"its header is broken: column {column} does not fit into rows of {_count(cards, 'NAXIS1')} bytes"
+        raise ValueError(msg)
+    scale, zero = number(cards, f"TSCAL{i}", 1), number(cards, f"TZERO{i}", 0)
+    return Cell(letter, dtype, offset, scale, zero, _blank(cards, f"TNULL{i}", dtype))
+
+
+def _names(cards: dict[str, str]) -> list[str]:
+    return [text(cards, f"TTYPE{i}") for i in range(1, _count(cards, "TFIELDS", 0) + 1)]
+
+
+def spelt(names: list[str], name: str) -> str | None:
+    """The one of some names that is this one but for capitals, at best in them too; None if there is none."""
+    return name if name in names else next((other for other in names if other.upper() == name.upper()), None)
+
+
+def _place(cards: dict[str, str], i: int) -> tuple[int, str, int, int]:
+    """Repeat count, letter, width in bytes and first byte in a row of column ``i`` from 1."""
+    forms = [_form(cards, j) for j in range(1, i + 1)]
+    return *forms[-1], sum(form[2] for form in forms[:-1])
+
+
 def _column(cards: dict[str, str], column: str) -> Pixels:
-    names = [text(cards, f"TTYPE{i}") for i in range(1, _count(cards, "TFIELDS", 0) + 1)]
-    folded = [entry.upper() for entry in names]
-    if column.upper() not in folded:
+    names = _names(cards)
+    found = spelt(names, column)
+    if found is None:
         msg = f"has no column {column} (it has {few(names)})"
         raise ValueError(msg)
-    i = 1 + (names.index(column) if column in names else folded.index(column.upper()))
-    forms = [_form(cards, j) for j in range(1, i + 1)]
-    repeat, letter, width = forms[-1]
-    offset, row_bytes, rows = sum(form[2] for form in forms[:-1]), _count(cards, "NAXIS1"), _count(cards, "NAXIS2")
+    i = 1 + names.index(found)
+    repeat, letter, width, offset = _place(cards, i)
+    row_bytes, rows = _count(cards, "NAXIS1"), _count(cards, "NAXIS2")
     shape = [int(length) for length in re.findall(r"\d+", text(cards, f"TDIM{i}"))]
     msg = ""
     if text(cards, "ZTABLE") == "T":

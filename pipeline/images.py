@@ -1,4 +1,4 @@
-"""FITS <-> arrays: which files hold images, their pixels, masks and uncertainty maps.
+"""FITS <-> arrays: which files hold images, their pixels, masks and maps.
 
 Plain pixels and table columns are a read and a byte swap at the place that `hdus` found; tile-compressed ones are
 decoded by fitsio, and by astropy where fitsio cannot. File names never reach fitsio: to the library under it
@@ -15,7 +15,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -24,10 +24,17 @@ import numpy as np
 from astropy.io import fits
 
 from pipeline import hdus
+from pipeline.carry import Value, plain
 from pipeline.hdus import Hdu, Layout, Pixels
 
 #: What reading a file may raise; of memory, because one image may be too large where the next is not.
 _TROUBLE = (ValueError, OSError, MemoryError)
+
+#: Keys of the config section ``images`` that name what lies beside an image.
+MAPS = ("mask", "uncertainty", "background")
+
+#: What a position may be off by, along x and y [pixel], for a fit to begin at the peak of its source.
+NEAR = 2.0
 
 _SUFFIXES = re.compile(r"\.(fits|fit|fts)(\.(gz|bz2|fz))?$", re.IGNORECASE)
 
@@ -35,9 +42,10 @@ _SUFFIXES = re.compile(r"\.(fits|fit|fts)(\.(gz|bz2|fz))?$", re.IGNORECASE)
 class Block(NamedTuple):
     """Images ``start`` to ``stop - 1`` of one HDU with planes of ``(ny, nx)``: its planes, or stamps cut out of them.
 
-    ``size`` and ``changed_ns`` (the later of modification and status change) are sums over the file and its mask and
-    uncertainty files, so that any change shows. ``stamps``, int64 ``(stop - start, 4)``, has of each stamp its plane,
-    its source, and x and y of its first pixel, which may lie outside the plane; None: image i is plane i.
+    ``size`` and ``changed_ns`` (the later of modification and status change) are sums over the file and the files of
+    its mask and maps, so that any change shows. ``stamps``, int64 ``(stop - start, 4)``, has of each stamp its plane,
+    its source, and x and y of its first pixel, which may lie outside the plane; None: image i is plane i. ``carried``
+    has of each stamp what goes along with it from the table of positions, by name.
     """
 
     file: str
@@ -49,6 +57,7 @@ class Block(NamedTuple):
     size: int
     changed_ns: int
     stamps: np.ndarray | None = None
+    carried: Sequence[dict[str, Any]] | None = None
 
 
 class Rejected(NamedTuple):
@@ -67,9 +76,11 @@ class Stack(NamedTuple):
     Attributes
     ----------
     data : (n, ny, nx) float32 or float64 ndarray
-        Pixel values in the unit of the image, native byte order; NaN where the file says NaN, infinity or BLANK.
+        Pixel values less the background map, in the unit of the image, native byte order; NaN where the file says NaN,
+        infinity or BLANK.
     mask : (n, ny, nx) bool ndarray
-        True = not used: no finite value, masked, without a usable uncertainty, or, of a stamp, beyond the plane's edge.
+        True = not used: no finite value, masked, saturated, without a known background or a usable uncertainty, or, of
+        a stamp, beyond the plane's edge.
     noise_map : (n, ny, nx) ndarray of the dtype of ``data``, or None
         1-sigma uncertainty; 1 where it is not usable, and ``mask`` is True there.
     """
@@ -80,7 +91,7 @@ class Stack(NamedTuple):
 
 
 class _Map(NamedTuple):
-    """A mask or uncertainty map as the config names it; ``kind`` is sigma, variance or weight."""
+    """A mask or map as the config names it; ``kind``, of uncertainties, is sigma, variance or weight."""
 
     files: str | None
     hdu: int | str | None
@@ -156,9 +167,10 @@ def _search(folder: str) -> tuple[list[str], list[Rejected]]:
     return found, rejected
 
 
-def companions(file: str, *, mask: Any = None, uncertainty: Any = None, **_: Any) -> list[str]:
-    """Mask and uncertainty files that exist for an image file, by the config section ``images``."""
-    patterns = [_as_map(setting).files for setting in (mask, uncertainty) if setting is not None]
+def companions(file: str, **images: Any) -> list[str]:
+    """Files of masks and maps that exist for an image file, by the config section ``images``."""
+    settings = [images[key] for key in MAPS if images.get(key) is not None]
+    patterns = [_as_map(setting).files for setting in settings]
     found = [path for pattern in patterns if pattern is not None for path in _companions(file, pattern)]
     return [path for path in found if os.path.exists(path)]
 
@@ -172,8 +184,8 @@ def _companions(file: str, pattern: str) -> list[str]:
     return sorted(glob.glob(pattern.replace("{stem}", glob.escape(stem)), recursive=True)) or [path]
 
 
-def _stamp(file: str, maps: dict[str, Any]) -> tuple[int, int]:
-    status = [hdus.status(file), *map(os.stat, companions(file, **maps))]
+def _stamp(file: str, images: dict[str, Any]) -> tuple[int, int]:
+    status = [hdus.status(file), *map(os.stat, companions(file, **images))]
     # The change time too: a copy may bring its old modification time along.
     return sum(found.st_size for found in status), sum(max(found.st_mtime_ns, found.st_ctime_ns) for found in status)
 
@@ -182,7 +194,7 @@ def _stamp(file: str, maps: dict[str, Any]) -> tuple[int, int]:
 
 
 def scan_file(
-    file: str, *, hdu: int | str | list[int | str] = "auto", column: str | None = None, **maps: Any
+    file: str, *, hdu: int | str | list[int | str] = "auto", column: str | None = None, **images: Any
 ) -> tuple[list[Block], list[Rejected]]:
     """Find the images of a file without reading a pixel.
 
@@ -195,8 +207,8 @@ def scan_file(
         tables that have it. A name means every HDU of that name, in capitals or not.
     column : str, optional
         Column of a binary table whose cells are images (by TDIM).
-    **maps
-        ``mask`` and ``uncertainty`` of the config: their files count in ``size`` and ``changed_ns``.
+    **images
+        The rest of the config section: the files of `MAPS` count in ``size`` and ``changed_ns``.
 
     Returns
     -------
@@ -206,7 +218,7 @@ def scan_file(
         HDUs that announce images but are broken, those asked for that are not there, or the file if it has no image.
     """
     try:
-        size, changed_ns = _stamp(file, maps)
+        size, changed_ns = _stamp(file, images)
         chosen, rejected = _chosen(file, hdus.layout(file).hdus, hdu)
     except _TROUBLE as error:
         return [], [_whole(file, _words(error))]
@@ -273,6 +285,11 @@ def image_shape(block: Block, cutouts: dict[str, Any] | None) -> tuple[int, int]
     return (block.ny, block.nx) if cutouts is None else (cutouts["size"], cutouts["size"])
 
 
+def near_middle(cutouts: dict[str, Any] | None) -> float:
+    """How far from the middle of an image, along x and y, its source is looked for [pixel]: of a stamp, there."""
+    return np.inf if cutouts is None else NEAR
+
+
 def identities(block: Block, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     """Plane and source, int64 ``(stop - start,)`` each, of images ``start`` to ``stop - 1`` of an HDU."""
     if block.stamps is None:
@@ -296,10 +313,12 @@ def read_planes(
     column: str | None = None,
     mask: Any = None,
     uncertainty: Any = None,
+    background: Any = None,
+    saturation: float | str | None = None,
     cutouts: dict[str, Any] | None = None,
     **_: Any,
 ) -> Stack:
-    """Read images ``start`` to ``stop - 1``, counted from the first of the HDU, with mask and uncertainty.
+    """Read images ``start`` to ``stop - 1``, counted from the first of the HDU, with mask and maps.
 
     Parameters
     ----------
@@ -313,6 +332,11 @@ def read_planes(
     uncertainty : int, str or dict, optional
         1-sigma map: HDU of the same file, or ``{files, hdu, column}``; or one of these within ``{variance: ...}`` or
         ``{weight: ...}``. What is not finite or not above 0 is not used.
+    background : int, str or dict, optional
+        Map to subtract: HDU of the same file, or ``{files, hdu, column}``. What is not finite is not used.
+    saturation : float or str, optional
+        Pixels of this value or above, before the background is subtracted, are not used; or the keyword that holds it,
+        in the header of the HDU or else in the first one.
     cutouts : dict, optional
         ``size``: side of the stamps [pixel].
 
@@ -328,12 +352,14 @@ def read_planes(
     Raises
     ------
     ValueError
-        A sentence that names the file: it cannot be read, has changed since the scan, or a map does not match it.
+        A sentence that names the file: it cannot be read, has changed since the scan, a map does not match it, or the
+        keyword of saturation is not there.
     """
-    masks, maps = (None if setting is None else _as_map(setting) for setting in (mask, uncertainty))
+    masks, sigmas, levels = (None if one is None else _as_map(one) for one in (mask, uncertainty, background))
     try:
-        if _stamp(block.file, {"mask": mask, "uncertainty": uncertainty}) != (block.size, block.changed_ns):
-            msg = "it or its mask or uncertainty file changed after the scan: run again"
+        maps = {"mask": mask, "uncertainty": uncertainty, "background": background}
+        if _stamp(block.file, maps) != (block.size, block.changed_ns):
+            msg = "it or its mask or one of its maps changed after the scan: run again"
             raise ValueError(msg)
         layout = hdus.layout(block.file)
         hdu = layout.hdus[block.hdu]
@@ -342,16 +368,24 @@ def read_planes(
         if block.stamps is not None:
             which = _Cuts(block.stamps[start - block.start : stop - block.start], image_shape(block, cutouts))
         data, unusable = _physical(_stored(layout, hdu, pixels, which), pixels)
+        if saturation is not None:
+            unusable |= data >= _saturation(saturation, layout, hdu, data.dtype)
     except _TROUBLE as error:
         msg = f"{block.file}: HDU {block.hdu}: {_words(error)}"
         raise ValueError(msg) from error
     if masks is not None:
         unusable |= _mask(*_read_map(block, hdu, pixels.planes, which, masks), masks.bits)
     noise = None
-    if maps is not None:
-        values, _unused = _physical(*_read_map(block, hdu, pixels.planes, which, maps))
+    if levels is not None:
+        values, _unused = _physical(*_read_map(block, hdu, pixels.planes, which, levels))
         with np.errstate(over="ignore"):
-            noise = np.broadcast_to(_sigma(values.astype(float), maps.kind), data.shape).astype(data.dtype)
+            np.subtract(data, values, out=data, casting="same_kind")
+        data[np.isinf(data)] = np.nan
+        unusable |= np.isnan(data)
+    if sigmas is not None:
+        values, _unused = _physical(*_read_map(block, hdu, pixels.planes, which, sigmas))
+        with np.errstate(over="ignore"):
+            noise = np.broadcast_to(_sigma(values.astype(float), sigmas.kind), data.shape).astype(data.dtype)
         useless = ~(np.isfinite(noise) & (noise > 0))  # after the conversion, which may overflow or underflow
         noise[useless] = 1
         unusable |= useless
@@ -521,7 +555,22 @@ def _wrapped(stored: np.ndarray, pixels: Pixels) -> np.ndarray:
     return stored.astype(np.int64).view(np.uint64) + np.uint64(int(pixels.zero) % 2**64)
 
 
-# ---- masks and uncertainty maps
+# ---- masks and maps
+
+
+def _saturation(setting: float | str, layout: Layout, hdu: Hdu, dtype: np.dtype) -> np.generic:
+    """The value of saturated pixels, as pixels of this type have it."""
+    level = setting
+    if isinstance(setting, str):
+        key = setting.strip().upper()
+        cards = next((cards for cards in (hdu.cards, layout.hdus[0].cards) if key in cards), {})
+        level = hdus.number(cards, key, np.nan)
+        if np.isnan(level):
+            got = f"{key} = {hdus.text(cards, key)}" if cards else f"its header has no {key}"
+            msg = f"{got}, wanted the value of saturated pixels (images.saturation)"
+            raise ValueError(msg)
+    with np.errstate(over="ignore"):
+        return dtype.type(level)
 
 
 def _as_map(setting: Any) -> _Map:
@@ -597,7 +646,61 @@ def _sigma(values: np.ndarray, kind: str) -> np.ndarray:
         return np.sqrt(values if kind == "variance" else 1 / values)
 
 
-# ---- headers
+# ---- headers and cells
+
+
+def read_carried(
+    block: Block, start: int, stop: int, *, carry: Sequence[str] = (), column: str | None = None, **_: Any
+) -> dict[str, list[Value]]:
+    """What goes along with images ``start`` to ``stop - 1`` of an HDU, by name, a value an image.
+
+    A name is looked up in the table of positions, in the table that holds the images, in the header of the HDU and in
+    the first one; where none of them has it the values are missing.
+
+    Raises
+    ------
+    ValueError
+        A sentence that names the file: it cannot be read, or a column has neither one number nor text a row.
+    """
+    found = {}
+    for name in carry:
+        listed = [] if block.carried is None else block.carried[start - block.start : stop - block.start]
+        if listed and name in listed[0]:
+            found[name] = [of_source[name] for of_source in listed]
+        else:
+            cells = None if column is None else _cells(block, start, stop, column, name)
+            found[name] = [_keyword(block, name)] * (stop - start) if cells is None else cells
+    return found
+
+
+def _keyword(block: Block, name: str) -> Value:
+    headers = (_header(block.file, number, block.changed_ns) for number in (block.hdu, 0))
+    return next((plain(header[name]) for header in headers if name in header), None)
+
+
+@lru_cache(maxsize=2)
+def _header(file: str, hdu: int, changed_ns: int) -> fits.Header:
+    """Remembered for names that are looked up one after the other."""
+    return read_header(file, hdu)
+
+
+def _cells(block: Block, start: int, stop: int, column: str, name: str) -> list[Value] | None:
+    """Cells of another column of the table that holds the images, or None if it has no such column."""
+    try:
+        layout = hdus.layout(block.file)
+        hdu = layout.hdus[block.hdu]
+        cell = hdus.cell(hdu, name)
+        if cell is None:
+            return None
+        pixels = hdus.pixels(hdu, column)
+        whole = np.memmap(layout.path, np.uint8, "r")
+        count = pixels.planes // pixels.per_row
+        stored = np.ndarray((count,), cell.dtype, whole.data, hdu.data + cell.offset, (pixels.row_bytes,))
+        planes, _sources = identities(block, start, stop)
+        return [cell.value(one) for one in stored[planes // pixels.per_row]]
+    except _TROUBLE as error:
+        msg = f"{block.file}: HDU {block.hdu}: {_words(error)}"
+        raise ValueError(msg) from error
 
 
 def read_header(file: str, hdu: int) -> fits.Header:

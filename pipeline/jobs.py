@@ -15,12 +15,13 @@ import yaml
 from astropy.io import fits
 
 from pipeline import __version__, batches, runtime
+from pipeline.carry import Value
 from pipeline.catalogue import merge, read_rows, write_certificate, write_part
 from pipeline.certificate import DONORS, NEEDED, certify, choose, inject
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, PARAMETERS, empty_rows, parameter_names
 from pipeline.detection import forget_others
 from pipeline.files import replacing
-from pipeline.images import Block, corners_of, identities, list_files, scan_file
+from pipeline.images import Block, corners_of, identities, list_files, near_middle, scan_file
 from pipeline.origin import digest, is_of
 from pipeline.shards import assign, image_ids, read_manifest, write_manifests
 
@@ -66,7 +67,7 @@ def scan(
     files : list of str
         ``images.files`` of the config.
     reading : dict
-        ``hdu, column, mask, uncertainty, cutouts`` of the config.
+        The section ``images`` of the config but its ``files``.
     shard_size : int
         Images a shard, about.
     detections : path
@@ -130,7 +131,7 @@ def fit(
     manifest : path
         The shard's blocks, by `scan`.
     reading, fit : dict
-        ``hdu, column, mask, uncertainty, cutouts`` and the section ``fit`` of the config.
+        As for `scan`, and the section ``fit`` of the config.
     detections : path
         As for `scan`.
     """
@@ -143,22 +144,26 @@ def fit(
     made_of = digest(manifest, reading, fit)  # now: the manifest may change while the job runs
     blocks, rejected = read_manifest(manifest)
     parameters = parameter_names(fit["background"], fit["scale"])
+    near = near_middle(reading["cutouts"])
     # A shard may hold nothing but files that give no image.
     rows = [empty_rows(0)]
     covariances = [{kind: np.empty((0, len(parameters), len(parameters))) for kind in COVARIANCES}]
     positions = [np.empty(0, np.int64)]
+    carried: dict[str, list[Value]] = {name: [] for name in reading["carry"]}
     units: set[str] = set()
     pixels = hashlib.blake2b(digest_size=16)
     tell = _progress(sum(block.stop - block.start for block in blocks), "images fitted")
     for pieces in batches.of_blocks(blocks, {**reading, "folder": detections}, rejected):
         stack = batches.joined(pieces)
-        fitted, covariance = fit_rows(*stack, **fit)
+        fitted, covariance = fit_rows(*stack, **fit, near=near)
         batch = empty_rows(len(stack.data)) | fitted
         _complete(batch, covariance[fit["uncertainty"]], pieces)
         units |= {piece.sky.unit for piece in pieces}
         rows.append(batch)
         covariances.append(covariance)
         positions += [piece.position + np.arange(len(piece.stack.data)) for piece in pieces]
+        for name, values in carried.items():
+            values += [value for piece in pieces for value in piece.carried[name]]
         for array in stack:
             pixels.update(b"" if array is None else array.tobytes())
         tell(sum(map(len, positions)))
@@ -173,6 +178,7 @@ def fit(
         parameters,
         rejected,
         "\n".join(sorted(units)),
+        {name: [values[i] for i in order.tolist()] for name, values in carried.items()},
     )
     facts = {
         "images": len(order),
@@ -226,7 +232,8 @@ def certificate(
     began = time.monotonic()
     rows = _chosen(parts, sources)
     images = batches.of_rows(rows, manifests, DONORS, {**reading, "folder": detections})
-    trials = [inject(stack, found, fit_rows, fit) for stack, found in images]
+    settings = {**fit, "near": near_middle(reading["cutouts"])}
+    trials = [inject(stack, found, fit_rows, settings) for stack, found in images]
     write_certificate(path, certify(trials, parameter_names(fit["background"], fit["scale"])))
     count = sum(len(part.snr) for part in trials)
     facts = {"sources": count, "seconds": round(time.monotonic() - began, 3), "device": device}
@@ -259,7 +266,7 @@ def catalogue(
     parts, origins, manifests : sequences of paths
         What `fit` wrote, and of which images, by shard.
     reading : dict
-        How they were read: ``hdu, column, mask, uncertainty, cutouts`` of the config.
+        As for `scan`.
     stacks, truths : sequences of paths
         What `simulate` wrote; empty for the user's own images.
     certificates : sequence of paths
@@ -325,7 +332,7 @@ def _complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[bat
     from pipeline.sky import sky_columns
 
     counts = [len(piece.stack.data) for piece in pieces]
-    for (block, start, _, _, sky), stop, count in zip(pieces, np.cumsum(counts), counts, strict=True):
+    for (block, start, *_, sky), stop, count in zip(pieces, np.cumsum(counts), counts, strict=True):
         here = slice(stop - count, stop)
         planes, sources = identities(block, start, start + count)
         rows["file"][here], rows["hdu"][here] = block.file, block.hdu

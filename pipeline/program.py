@@ -54,7 +54,8 @@ class Dials(NamedTuple):
     """Settings that are numbers to the compiled program, so that turning one compiles nothing anew.
 
     level : held background [image unit]. scale : held scale. tolerance, max_steps : as in the config section ``fit``.
-    chosen : place of the covariance behind the errors in `columns.COVARIANCES`.
+    chosen : place of the covariance behind the errors in `columns.COVARIANCES`. near : how far from the middle of the
+    image, along x and y, the source is looked for [pixel]; may be infinite.
     """
 
     level: jax.Array
@@ -62,6 +63,7 @@ class Dials(NamedTuple):
     tolerance: jax.Array
     max_steps: jax.Array
     chosen: jax.Array
+    near: jax.Array
 
 
 class Problem(NamedTuple):
@@ -95,7 +97,7 @@ class Units(NamedTuple):
     degenerate: jax.Array
 
 
-def prepare(data, mask, noise, dials: Dials, *, n_background: int, fit_scale: bool, precision: str):
+def prepare(data, mask, noise, shape, dials: Dials, *, n_background: int, fit_scale: bool, precision: str):
     """Working units and first guess of one image; traced by JAX, never raises.
 
     Parameters
@@ -106,6 +108,8 @@ def prepare(data, mask, noise, dials: Dials, *, n_background: int, fit_scale: bo
         True = not used.
     noise : float64 array (ny, nx) or None
         1-sigma map that multiplies the scale; None = 1 everywhere, in image units.
+    shape : int array (2,)
+        ny, nx before padding.
     dials : Dials
     n_background : int
         Fitted parameters of the background: 0 (held at ``dials.level``), 1 (constant) or 3 (plane).
@@ -155,7 +159,7 @@ def prepare(data, mask, noise, dials: Dials, *, n_background: int, fit_scale: bo
     )
     # A scale of zero has no likelihood.
     first_scale = jnp.maximum(ratio_spread, LEAST_SCALE)
-    source = start.guess(image, first_scale)
+    source = start.guess(image, first_scale, 0.5 * (shape.astype(float) - 1.0), dials.near)
     target = first_scale if fit_scale else dials.scale / scale_unit
     wide = jnp.maximum(target, start.WIDE * jnp.abs(source[2]))
     problem = Problem(
@@ -337,12 +341,12 @@ def compiled(*, batch: int, n_background: int, fit_scale: bool, precision: str, 
         data, mask, noise, shapes, kernels = images
 
         def first(one):
-            data, mask, noise = one
+            data, mask, noise, shape = one
             return prepare(
-                data, mask, noise, dials, n_background=n_background, fit_scale=fit_scale, precision=precision
+                data, mask, noise, shape, dials, n_background=n_background, fit_scale=fit_scale, precision=precision
             )
 
-        problems, units = _batches(first, (data, mask, noise), count, batch)
+        problems, units = _batches(first, (data, mask, noise, shapes), count, batch)
         found = minimise(problems, count, dials, fit_scale=fit_scale, precision=precision, batch=batch)
 
         def last(one):

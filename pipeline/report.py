@@ -485,6 +485,9 @@ def _picture(path: str | Path, index: int, why: str, summary: Summary, images: M
     ]
     if math.isfinite(row["ra"]) and math.isfinite(row["dec"]):
         numbers.append(("ra, dec", _minus(f"{row['ra']:.5f}, {row['dec']:+.5f}"), summary.units["ra"]))
+    # What goes along, where it is neither empty nor NaN.
+    along = {name: row[name] for name in images.get("carry", ())}
+    numbers += [(name, str(value), "") for name, value in along.items() if value != "" and value == value]
     try:
         data, used, noise, corner = _pixels(row, images)
         shown = row | {name: row[name] - corner["xy".index(name[0])] for name in ("x0", "y0", "x0_start", "y0_start")}

@@ -4,7 +4,8 @@ A shard is a name and its rows. Names are stable: ``b-<k>-<i>`` is bucket ``i`` 
 into, ``f-<hash>-<hdu>-<i>`` is block ``i`` of an HDU with at least ``shard_size`` images, of the file with this hash.
 ``k`` grows only when the number of images in buckets doubles, so one image more or less changes the rows of one shard.
 Stamps cut out of planes are images like any other, in the order of plane and source; the manifest lists them one by
-one, so that what moves a stamp fits its shard again, and what moves none does not.
+one, so that what moves a stamp fits its shard again, and what moves none does not; with what they carry along from the
+table of positions, for the same reason.
 
 The order of shards, and with it of the catalogue, is: buckets by number, then blocks by (file, hdu, first image);
 within a shard (file, hdu, first image).
@@ -13,6 +14,7 @@ within a shard (file, hdu, first image).
 import csv
 import hashlib
 import io
+import json
 import os
 import re
 from collections import defaultdict
@@ -30,7 +32,7 @@ NAME = r"b-\d{2}-\d{8}|f-[0-9a-f]{16}-\d+-\d+"
 #: A row is a block (image), a stamp of the block above it, or what was rejected; what does not apply to it is empty.
 _HEADER = (
     *("kind", "file", "hdu", "start", "stop", "ny", "nx", "size", "changed_ns"),
-    *("plane", "source", "x", "y", "reason"),
+    *("plane", "source", "x", "y", "carried", "reason"),
 )
 
 
@@ -78,8 +80,9 @@ def assign(blocks: list[Block], shard_size: int, rejected: list[Rejected] | None
 
 
 def _cut(block: Block, start: int, stop: int) -> Block:
-    stamps = None if block.stamps is None else block.stamps[start - block.start : stop - block.start]
-    return block._replace(start=start, stop=stop, stamps=stamps)
+    here = slice(start - block.start, stop - block.start)
+    stamps, carried = (None if one is None else one[here] for one in (block.stamps, block.carried))
+    return block._replace(start=start, stop=stop, stamps=stamps, carried=carried)
 
 
 def _order(row: Block | Rejected) -> tuple[str, int, int, str]:
@@ -114,31 +117,35 @@ def write_manifests(folder: str | Path, shards: dict[str, list]) -> list[str]:
 
 def _lines(row: Block | Rejected) -> Iterator[tuple]:
     if isinstance(row, Rejected):
-        yield ("rejected", row.file, row.hdu, *[""] * 6, row.plane, row.source, "", "", row.reason)
+        yield ("rejected", row.file, row.hdu, *[""] * 6, row.plane, row.source, "", "", "", row.reason)
         return
-    *block, stamps = row
-    yield ("image", *block, *[""] * 5)
-    for stamp in [] if stamps is None else stamps.tolist():
-        yield ("stamp", *[""] * 8, *stamp, "")
+    *block, stamps, carried = row
+    yield ("image", *block, *[""] * 6)
+    for number, stamp in enumerate([] if stamps is None else stamps.tolist()):
+        yield ("stamp", *[""] * 8, *stamp, json.dumps(carried[number]) if carried else "", "")
 
 
 def read_manifest(path: str | Path) -> tuple[list[Block], list[Rejected]]:
     """Rows of a manifest: images, and what was rejected when they were looked for."""
     blocks: list[Block] = []
     stamps: dict[int, list[tuple[str, ...]]] = {}
+    carried: dict[int, list[dict]] = {}
     rejected = []
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as stream:
         for row in csv.DictReader(stream):
             if row["kind"] == "image":
-                hdu, start, stop, ny, nx, size, changed_ns = (int(row[name]) for name in Block._fields[1:-1])
+                hdu, start, stop, ny, nx, size, changed_ns = (int(row[name]) for name in Block._fields[1:-2])
                 blocks.append(Block(row["file"], hdu, start, stop, ny, nx, size, changed_ns))
             elif row["kind"] == "stamp":
                 stamps.setdefault(len(blocks) - 1, []).append((row["plane"], row["source"], row["x"], row["y"]))
+                if row["carried"]:
+                    carried.setdefault(len(blocks) - 1, []).append(json.loads(row["carried"]))
             else:
                 hdu, plane, source = (int(row[name]) for name in ("hdu", "plane", "source"))
                 rejected.append(Rejected(row["file"], hdu, plane, source, row["reason"]))
     for place, its_stamps in stamps.items():
-        blocks[place] = blocks[place]._replace(stamps=np.array(its_stamps).astype(np.int64))
+        numbers = np.array(its_stamps).astype(np.int64)
+        blocks[place] = blocks[place]._replace(stamps=numbers, carried=carried.get(place))
     return blocks, rejected
 
 

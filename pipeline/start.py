@@ -3,7 +3,8 @@
 Clipped residuals show bright sources, on which every robust weight vanishes; redescending ones show faint sources
 among outliers. Each of these two maps is filtered with Gaussians of several widths, and the strongest peak of either
 sign is a candidate. The peak of the 3 x 3 median is a third: it shows sources narrower than any filter, whose cores a
-robust fit would otherwise take for outliers in their own wings. Hot pixels move none of the three.
+robust fit would otherwise take for outliers in their own wings. Hot pixels move none of the three. Where the place of
+the source is known, the three are peaks near it.
 """
 
 import jax
@@ -93,25 +94,48 @@ def _brightest(image):
     return row, jnp.argmax(image[row])
 
 
-def _strongest(maps, used):
-    """Place and width of the strongest response of either sign to matched filters, for each map.
+def _peaks(image, binning, centre, near):
+    """An image (ny, nx) of values >= 0 where it has a peak near the centre, else negative, least far from the centre.
+
+    A peak, because what is near may hold the wing of a brighter source that is not. Pixels are ``binning`` wide. Where
+    there is no peak the centre is the largest, the larger the higher the image is there.
+    """
+    ny, nx = image.shape
+    padded = jnp.pad(image, 1)
+    highest = jnp.max(jnp.stack([padded[i : i + ny] for i in range(3)]), axis=0)
+    highest = jnp.max(jnp.stack([highest[:, j : j + nx] for j in range(3)]), axis=0)
+
+    def within(reach):
+        rows, columns = (
+            jnp.abs((jnp.arange(length, dtype=at.dtype) + 0.5) * binning - 0.5 - at)
+            <= jnp.maximum(reach, 0.5 * binning)
+            for length, at in zip(image.shape, centre, strict=True)
+        )
+        return rows[:, None] & columns[None, :]
+
+    at_centre = jnp.where(within(0.0), -1.0 / (1.0 + image), -2.0)
+    return jnp.where(within(near) & (image >= highest), image, at_centre)
+
+
+def _strongest(maps, used, centre, near):
+    """Place and width of the strongest response of either sign to matched filters near the centre, for each map.
 
     Filters of doubling width: one and the same short filter on images halved again and again.
 
-    maps : array (k, ny, nx), zero where unused. Returns a list of k (y, x, width) [pixel].
+    maps : array (k, ny, nx), zero where unused. centre, near : as in `guess`. Returns k of (y, x, width) [pixel].
     """
     k, ny, nx = maps.shape
     offsets = np.arange(-FILTER_REACH, FILTER_REACH + 1)
     taps = np.exp(-0.5 * (offsets / FILTER_WIDTH) ** 2)
     maps, binning = jnp.concatenate([maps, used[None]]), 1
-    best: list[tuple] = [(jnp.full((), -1.0, maps.dtype),) * 4] * k
+    best: list[tuple] = [(jnp.full((), -2.0, maps.dtype),) * 4] * k
     while True:
         power = _smooth(maps[k:], taps**2)[0]
         # Where most of the filter falls on unused pixels its response is mostly luck.
         enough = power > 0.25 * jnp.max(power)
         norm = jnp.where(enough, jax.lax.rsqrt(jnp.maximum(power, 1e-12)), 0.0)
         for i, response in enumerate(_smooth(maps[:k], taps)):
-            score = jnp.abs(response) * norm
+            score = _peaks(jnp.abs(response) * norm, binning, centre, near)
             place = _brightest(score)
             where = [(axis.astype(maps.dtype) + 0.5) * binning - 0.5 for axis in place]
             found = (score[place], *where, jnp.full((), binning * FILTER_WIDTH, maps.dtype))
@@ -158,7 +182,7 @@ def _peak(image, row, column):
     return row, column, sign * ordered[4], sign * jnp.minimum(ordered[7], CORE * jnp.abs(ordered[4]))
 
 
-def guess(image: Image, scale):
+def guess(image: Image, scale, centre, near):
     """First guess of one image.
 
     Parameters
@@ -167,6 +191,10 @@ def guess(image: Image, scale):
         In working units: background near 0, spread of the pixels near 1 (see `pipeline.program`).
     scale : array ()
         First guess of the half-width of the noise.
+    centre : array (2,)
+        y, x of the place around which the source is looked for [pixel].
+    near : array ()
+        How far from it along y and x [pixel]; infinite: in the whole image.
 
     Returns
     -------
@@ -174,14 +202,14 @@ def guess(image: Image, scale):
         x0, y0, amp, sigma, rho, diff.
     """
     # Near enough is good enough: float32 is twice as fast.
-    data, weight, scale = (a.astype(jnp.float32) for a in (image.data, image.weight, scale))
+    data, weight, scale, centre, near = (a.astype(jnp.float32) for a in (image.data, image.weight, scale, centre, near))
     used = (weight > 0).astype(data.dtype)
     ny, nx = data.shape
     dtype = data.dtype
     residual = data * used
     z = jnp.clip(residual * weight / scale, -LARGEST, LARGEST)
     maps = jnp.stack([jnp.clip(z, -CLIP, CLIP), 2.0 * z / (1.0 + z * z)])
-    places = _strongest(maps, used)
+    places = _strongest(maps, used, centre, near)
     xs, ys = jnp.arange(nx, dtype=dtype), jnp.arange(ny, dtype=dtype)
 
     def shape(x, y, sigma):
@@ -201,12 +229,15 @@ def guess(image: Image, scale):
             power = across**2 @ (square @ along**2)
             mean = (across @ (clipped @ along)) / jnp.maximum(power, 1e-12)
             candidates += [(x, y, amp, sigma) for amp in (middle, high, mean)]
-    row, column, _, high = _peak(residual, *_brightest(jnp.abs(_median9(residual))))
+    row, column, _, high = _peak(residual, *_brightest(_peaks(jnp.abs(_median9(residual)), 1, centre, near)))
     for sigma in BRIGHT_WIDTHS:
         candidates.append((column.astype(dtype), row.astype(dtype), high, jnp.asarray(sigma, dtype)))
     table = jnp.stack([jnp.stack(candidate) for candidate in candidates])
     # All candidates are judged at one scale, wide enough for the brightest: near enough is then good enough.
     h = weight / jnp.maximum(scale, WIDE * jnp.max(jnp.abs(table[:, 2])))
+    # And by what is near: a candidate that explains some of a brighter source elsewhere would win by it.
+    along, across = shape(centre[1], centre[0], near)
+    h = h * (across[:, None] * along[None, :])
 
     def cost(candidate):
         x, y, amp, sigma = candidate

@@ -55,8 +55,9 @@ def covariance_of(count, start=0):
     return {name: rng.normal(size=(count, P, P)) for name in COVARIANCES}
 
 
-def part(path, count, start=0, *, file="images/a.fits", rejected=(), unit="Jy/beam", parameters=PARAMETERS):
-    catalogue.write_part(path, rows_of(count, start, file), covariance_of(count, start), parameters, rejected, unit)
+def part(path, count, start=0, *, file="images/a.fits", rejected=(), unit="Jy/beam", parameters=PARAMETERS, **carried):
+    rows, covariance = rows_of(count, start, file), covariance_of(count, start)
+    catalogue.write_part(path, rows, covariance, parameters, rejected, unit, carried.get("carried"))
     return path
 
 
@@ -168,6 +169,72 @@ def test_covariances_keep_rows_and_order_of_parameters(merged):
             wanted = np.concatenate([covariance_of(5)[name], covariance_of(4, 5)[name]])
             np.testing.assert_array_equal(file["covariance"][name], wanted)
             assert tuple(file["covariance"][name].attrs["parameters"]) == PARAMETERS
+
+
+#: What goes along with seven rows: times, identities, names of several kinds.
+CARRIED = {
+    "MJD-OBS": [59000.5, 59001.25, None, 1e300, -0.1, 3, 0.1],
+    "candid": [2**60 + 1, 5, -7, 0, 1, 2, 3],
+    "ESO TEL.ID": ["a", None, "<b>é", 4, 0.5, "longer than the others", "z"],
+    "gone": [None] * 7,
+}
+
+
+def carrying(folder, sizes):
+    """The catalogue of seven rows in parts of these sizes."""
+    parts, start = [], 0
+    for size in sizes:
+        here = {name: values[start : start + size] for name, values in CARRIED.items()}
+        parts.append(part(folder / f"{start}-{size}.h5", size, start, carried=here))
+        start += size
+    catalogue.merge(parts, folder / f"{sizes}.h5", provenance={})
+    return folder / f"{sizes}.h5"
+
+
+def test_what_goes_along_is_in_the_catalogue_for_every_reader(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "SLAB_BYTES", 1)
+    path = carrying(tmp_path, (7,))
+    wanted = {
+        "MJD-OBS": [np.nan if value is None else value for value in CARRIED["MJD-OBS"]],
+        "candid": CARRIED["candid"],
+        "ESO TEL.ID": ["a", "", "<b>é", "4", "0.5", "longer than the others", "z"],
+        "gone": [np.nan] * 7,
+    }
+    rows, frame = QTable.read(path, path="catalogue"), pandas.read_hdf(path, key="catalogue")
+    with tables.open_file(path) as file:
+        nodes = file.root.catalogue[:]
+    ours = catalogue.read_rows(path)
+    assert rows.colnames == list(frame.columns) == list(ours) == [c.name for c in COLUMNS] + list(CARRIED)
+    assert rows["candid"].dtype == np.int64
+    assert rows["candid"].info.description == "candid of the header or table"
+    for name, values in wanted.items():
+        text = name == "ESO TEL.ID"
+        encoded = [value.encode() for value in values] if text else values
+        np.testing.assert_array_equal(np.asarray(rows[name]), encoded)
+        np.testing.assert_array_equal(nodes[name], encoded)
+        np.testing.assert_array_equal(frame[name].to_numpy(), values)
+        np.testing.assert_array_equal(ours[name], values)
+    for column in COLUMNS:
+        np.testing.assert_array_equal(ours[column.name], rows_of(7)[column.name])
+    rows.write(tmp_path / "c.fits")
+    np.testing.assert_array_equal(Table.read(tmp_path / "c.fits")["candid"], CARRIED["candid"])
+
+
+@pytest.mark.parametrize("sizes", [(3, 4), (2, 0, 5), (1,) * 7])
+def test_what_goes_along_does_not_depend_on_the_parts(tmp_path, sizes):
+    whole, parts = (datasets(carrying(tmp_path, each))["catalogue"] for each in ((7,), sizes))
+    assert parts[:2] == whole[:2]
+    with h5py.File(tmp_path / f"{sizes}.h5") as one, h5py.File(tmp_path / "(7,).h5") as other:
+        for name in CARRIED:
+            assert one["catalogue"][name].tobytes() == other["catalogue"][name].tobytes()
+        name = "catalogue.__table_column_meta__"
+        assert one[name][()].tobytes() == other[name][()].tobytes()
+
+
+def test_parts_that_carry_something_else_are_refused(tmp_path):
+    parts = [part(tmp_path / "0.h5", 2, carried={"A": [1, 2]}), part(tmp_path / "1.h5", 2, 2, carried={"B": [1, 2]})]
+    with pytest.raises(ValueError, match=r"1\.h5: carries \['B'\], but .*0\.h5 carries \['A'\]"):
+        catalogue.merge(parts, tmp_path / "c.h5", provenance={})
 
 
 def test_truth_lies_beside_its_row_whatever_its_order(merged):

@@ -175,16 +175,19 @@ def test_scaled_and_blank_pixels_are_those_of_the_plane(tmp_path):
 
 
 @pytest.mark.parametrize("planes", [1, 2])
-def test_mask_and_uncertainty_are_cut_alike(tmp_path, planes):
+def test_mask_and_maps_are_cut_alike(tmp_path, planes):
     r = np.random.default_rng(7)
     masks, sigmas = (r.random((planes, 20, 20)) < 0.1).astype("u1"), r.uniform(-0.2, 1, (planes, 20, 20)).astype("f4")
-    file = put(tmp_path / "a.fits", ramp(2, 20, 20), fits.ImageHDU(masks), fits.ImageHDU(sigmas))
-    section = {"mask": 1, "uncertainty": 2}
+    levels = r.normal(size=(planes, 20, 20))
+    others = [fits.ImageHDU(values) for values in (masks, sigmas, levels)]
+    file = put(tmp_path / "a.fits", ramp(2, 20, 20), *others)
+    section = {"mask": 1, "uncertainty": 2, "background": 3, "saturation": 700}
     cutouts = {"positions": positions(tmp_path, x=[3, 12], y=[2, 19]), "size": 10}
     block = cut(file, cutouts, **section)
     (whole,), _ = scan_file(file, **section)
     planes_, stamps = read(whole, **section), read(block, cutouts=cutouts, **section)
     for i, (plane, _, *corner) in enumerate(block.stamps.tolist()):
+        np.testing.assert_array_equal(stamps.data[i], padded(planes_.data[plane], *corner, 10))
         hidden = padded(planes_.mask[plane], *corner, 10)
         np.testing.assert_array_equal(stamps.mask[i], np.where(np.isnan(hidden), True, hidden))
         noise = padded(planes_.noise_map[plane], *corner, 10)

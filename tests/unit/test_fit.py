@@ -3,9 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from astropy.io import fits
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pipeline import columns, fit, likelihood, model
+from pipeline.images import read_planes, scan_file
 from tests import stamps
 
 IMAGES, PARAMS = stamps.draw(12, (20, 200), seed=1, shape=(24, 24))
@@ -84,6 +86,16 @@ def test_added_constant_moves_only_the_background(plain):
     raised = fit_closely(IMAGES + 1000.0)
     assert_allclose(column(raised, "background"), column(plain, "background") + 1000, atol=1e-3)
     close_in_errors(raised.params[:, :6], plain.params[:, :6], plain.errors[:, :6], 1e-2)
+
+
+def test_of_two_sources_the_one_near_the_middle_is_fitted(plain):
+    """With a neighbour ten times as bright at 5 to 8 widths."""
+    y, x = np.mgrid[:24, :24].astype(float)
+    brighter = PARAMS * [1, 1, 10, 1, 1, 1] + [9, -7, 0, 0, 0, 0]
+    images = IMAGES + model.gaussian(brighter[:, None, None, :], x, y)
+    found, other = fit.fit_stack(images, near=2.0), fit.fit_stack(images)
+    close_in_errors(found.params[:, :6], PARAMS, found.errors[:, :6], 6)
+    assert np.max(np.abs(other.params[:, :2] - brighter[:, :2])) < 1
 
 
 def test_masked_pixels_may_hold_anything(plain):
@@ -264,6 +276,23 @@ def test_masked_peak_and_round_and_misfit_flags():
     assert rows["flags"][1] & columns.BIT["ROUND"]
     assert not rows["flags"][1] & columns.BIT["MISFIT"]
     assert rows["flags"][2] & columns.BIT["MISFIT"]
+
+
+def test_a_saturated_peak_is_a_masked_peak_and_moves_little(plain, tmp_path):
+    """Cut off at half the height of the source, on a background that is known and subtracted."""
+    images = IMAGES + 1000.0
+    level = float(1000 + 0.5 * np.min(column(plain, "amp")))
+    header = fits.Header({"SATURATE": level})
+    maps = fits.ImageHDU(np.full((24, 24), 1000.0), name="BKG")
+    fits.HDUList([fits.PrimaryHDU(np.minimum(images, level), header), maps]).writeto(tmp_path / "a.fits")
+    reading = {"saturation": "SATURATE", "background": "BKG"}
+    ((block,), _) = scan_file(str(tmp_path / "a.fits"), **reading)
+    rows, _ = fit.fit_rows(*read_planes(block, 0, 12, **reading))
+    bright = np.argmax(column(plain, "amp"))
+    assert_array_equal(rows["n_pixels"], np.sum(images < level, axis=(1, 2)))
+    assert rows["flags"][bright] & columns.BIT["MASKED_PEAK"]
+    assert abs(rows["x0"] - PARAMS[:, 0])[bright] < 5 * rows["x0_err"][bright]
+    assert rows["amp"][bright] > 2 * (level - 1000)
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])

@@ -8,14 +8,15 @@ import h5py
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.table import Table
+from astropy.table import MaskedColumn, Table
 
 import pipeline.fit
 from pipeline import batches, jobs, runtime
-from pipeline.catalogue import read_rows, read_summary
+from pipeline.catalogue import merge, read_rows, read_summary
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, empty_rows, parameter_names
+from pipeline.config import check_config
 
-READING = {"hdu": "auto", "column": None, "mask": None, "uncertainty": None, "cutouts": None}
+READING = {key: value for key, value in check_config({})["images"].items() if key != "files"}
 FIT = {"background": "constant", "scale": "fit", "uncertainty": "pooled"}
 CELESTIAL = {
     "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.0, "CRPIX1": 3.0, "CRPIX2": 3.0,
@@ -23,7 +24,7 @@ CELESTIAL = {
 }  # fmt: skip
 
 
-def mean_as_fit(data, mask, noise_map, *, background, scale, uncertainty):
+def mean_as_fit(data, mask, noise_map, *, background, scale, uncertainty, near):
     """Stands in for the fit: ``amp`` is the mean of an image, the covariance the unit matrix."""
     p = len(parameter_names(background, scale))
     names = [c.name for c in COLUMNS if c.group in ("fitted", "derived", "quality")]
@@ -161,6 +162,21 @@ def test_stamps_are_rows_in_pixels_of_their_plane(tmp_path, monkeypatch):
     np.testing.assert_equal(fitted(tmp_path, manifest, cutouts=cutouts), rows)
 
 
+def test_the_source_of_a_stamp_is_looked_for_near_its_middle(tmp_path, monkeypatch):
+    asked = []
+
+    def listening(*stack, near, **settings):
+        asked.append(near)
+        return good_fit(*stack, near=near, **settings)
+
+    monkeypatch.setattr(pipeline.fit, "fit_rows", listening)
+    write(tmp_path / "a.fits", (4, 30, 40), 10)
+    cutouts = {"positions": table_of(tmp_path / "p.csv", x=[20], y=[15]), "size": 8}
+    certified(tmp_path, scanned(tmp_path, [str(tmp_path / "a.fits")], cutouts=cutouts), cutouts=cutouts)
+    certified(tmp_path, scanned(tmp_path, [str(tmp_path / "a.fits")]))
+    assert asked == [2.0, 2.0, np.inf, np.inf]
+
+
 def test_the_edge_of_the_plane_is_an_edge(tmp_path, monkeypatch):
     def wide(*stack, **settings):
         rows, covariance = mean_as_fit(*stack, **settings)
@@ -248,6 +264,121 @@ def test_the_unit_of_a_table_column_is_its_own(tmp_path):
         assert part.attrs["unit"] == "e/s"
 
 
+def carried(folder: Path, files: list[str], names: list[str], **reading) -> dict[str, list]:
+    """What the catalogue of some files carries along, and their first rejection under the name ``reason``."""
+    (manifest,) = scanned(folder, files, carry=names, **reading)
+    fitted(folder, manifest, carry=names, **reading)
+    merged(folder, manifest, carry=names, **reading)
+    reasons = read_rows(folder / "catalogue.h5", table="rejected")["reason"].tolist()
+    rows = read_rows(folder / "catalogue.h5", names) if names else {}
+    return {name: values.tolist() for name, values in rows.items()} | ({"reason": reasons[0]} if reasons else {})
+
+
+def test_keywords_go_along_from_the_header_of_the_image_or_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "BATCH_PIXELS", 64)
+    first, image = fits.PrimaryHDU(), fits.ImageHDU(np.ones((2, 8, 8), "f4"))
+    first.header.update({"MJD-OBS": 59000.5, "OBJECT": "first", "DATE": "2020-05-31", "HIERARCH ESO TEL ALT": 65})
+    image.header.update({"OBJECT": "<b>image</b> " + "long " * 20, "SEEING": True})
+    fits.HDUList([first, image]).writeto(tmp_path / "a.fits")
+    write(tmp_path / "b.fits", (9, 8), 1, **{"MJD-OBS": 59001, "OBJECT": "", "DATE": 20200601})
+    write(tmp_path / "c.fits", (8, 8), 1)
+    found = carried(tmp_path, [str(tmp_path)], ["OBJECT", "MJD-OBS", "date", "ESO TEL ALT", "SEEING", "GONE"])
+    image_object = ("<b>image</b> " + "long " * 20).rstrip()
+    np.testing.assert_equal(found, {
+        "OBJECT": [image_object, image_object, "", ""],
+        "MJD-OBS": [59000.5, 59000.5, 59001, np.nan],
+        "date": ["2020-05-31", "2020-05-31", "20200601", ""],
+        "ESO TEL ALT": [65, 65, np.nan, np.nan],
+        "SEEING": [1, 1, np.nan, np.nan],
+        "GONE": [np.nan] * 4,
+    })  # fmt: skip
+
+
+def test_cells_go_along_from_the_table_of_the_images(tmp_path):
+    columns = [
+        fits.Column("id", "K", array=np.array([2**60 + 1, 2, 3])),
+        fits.Column("Flux", "128E", dim="(8,8,2)", array=np.ones((3, 2, 8, 8), np.float32)),
+        fits.Column("TIME", "D", array=[0.5, np.nan, 1.5]),
+        fits.Column("NAME", "5A", array=["a", "", "caf"]),
+        fits.Column("GOOD", "L", array=[True, False, True]),
+        fits.Column("COUNT", "I", bzero=32768, array=np.array([1, 40000, 3], "u2")),
+        fits.Column("NULL", "J", null=-1, array=[5, -1, 7]),
+        fits.Column("SCALED", "I", array=[1, 2, 4]),
+        fits.Column("VECTOR", "3E", array=np.ones((3, 3))),
+    ]
+    hdu = fits.BinTableHDU.from_columns(columns, fits.Header({"EXPOSURE": 30}))
+    hdu.header.update({"TSCAL8": 0.5, "TZERO8": 10.0})
+    hdu.writeto(tmp_path / "t.fits")
+    names = ["ID", "time", "NAME", "GOOD", "COUNT", "NULL", "SCALED", "EXPOSURE"]
+    found = carried(tmp_path, [str(tmp_path)], names, column="FLUX")
+    wanted = {
+        "ID": [2**60 + 1, 2, 3], "time": [0.5, np.nan, 1.5], "NAME": ["a", "", "caf"], "GOOD": [1, 0, 1],
+        "COUNT": [1, 40000, 3], "NULL": [5, np.nan, 7], "SCALED": [10.5, 11, 12], "EXPOSURE": [30] * 3,
+    }  # fmt: skip
+    np.testing.assert_equal(found, {name: np.repeat(values, 2).tolist() for name, values in wanted.items()})
+    reason = carried(tmp_path, [str(tmp_path)], ["VECTOR"], column="FLUX")["reason"]
+    assert reason.endswith("HDU 1: column VECTOR has neither one number nor text a row (TFORM9 = 3E)")
+
+
+def test_columns_of_the_table_of_positions_go_along(tmp_path):
+    write(tmp_path / "a.fits", (2, 30, 40), 10, OBJECT="field", Z=9)
+    table = Table({"x": [20, 50, 0], "y": [15, 5, 0], "candid": [2**60 + 1, 2, 3], "Z": [0.5, 1, np.nan]})
+    table["note"] = MaskedColumn(["a", "b", "c"], mask=[0, 0, 1])
+    table.write(tmp_path / "p.ecsv")
+    cutouts = {"positions": str(tmp_path / "p.ecsv"), "size": 8}
+    found = carried(tmp_path, [str(tmp_path / "a.fits")], ["candid", "note", "z", "object"], cutouts=cutouts)
+    assert found.pop("reason") == "this position lies in none of the images"
+    np.testing.assert_equal(found, {
+        "candid": [2**60 + 1, 3] * 2, "note": ["a", ""] * 2, "z": [0.5, np.nan] * 2, "object": ["field"] * 4,
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("shard_size", [1, 3, 4])
+def test_what_goes_along_does_not_depend_on_the_shards(tmp_path, shard_size):
+    """Whole and broken numbers, text and nothing in turn, and shards that see only some of them."""
+    kinds = [1, 2.5, "3", None, 2**60 + 1, True]
+    for i in range(8):
+        write(
+            tmp_path / f"{i}.fits",
+            (8, 8),
+            i,
+            **{"MIXED": kinds[i % 6], "NUMBER": kinds[i % 2], "WHOLE": kinds[i % 6 // 4 * 4]},
+        )
+    found = []
+    for size in (100, shard_size):
+        parts = []
+        for manifest in scanned(tmp_path, [str(tmp_path)], size, carry=["MIXED", "NUMBER", "WHOLE"]):
+            fitted(tmp_path, manifest, carry=["MIXED", "NUMBER", "WHOLE"])
+            parts.append((tmp_path / "part.h5").rename(manifest.with_suffix(".h5")))
+        merge(parts, tmp_path / "c.h5", provenance={})
+        with h5py.File(tmp_path / "c.h5") as file:
+            rows = file["catalogue"][:]
+        found.append(rows[np.argsort(rows["amp"])])
+    assert len(parts) > 1
+    assert found[0].dtype == found[1].dtype
+    assert found[0].tobytes() == found[1].tobytes()
+    assert [found[0].dtype[name].kind for name in ("MIXED", "NUMBER", "WHOLE")] == ["S", "f", "i"]
+
+
+def test_what_goes_along_changes_the_manifest_of_its_shard_only(tmp_path):
+    write(tmp_path / "a.fits", (30, 40), 10)
+    x = np.arange(5.0, 35)
+    manifests = []
+    for changed in (0, 1):
+        names = np.arange(30)
+        names[14] += 100 * changed
+        cutouts = {"positions": table_of(tmp_path / "p.csv", x=x, y=x / 2, name=names), "size": 8}
+        files = scanned(tmp_path, [str(tmp_path / "a.fits")], shard_size=10, cutouts=cutouts, carry=["name"])
+        manifests.append({path.name: path.read_bytes() for path in files})
+        rows = fitted(tmp_path, files[1], cutouts=cutouts, carry=["name"])
+        assert (
+            read_rows(tmp_path / "part.h5", table="carried")["name"].tolist()
+            == names[rows["source"]].astype(str).tolist()
+        )
+    changed = [name for name, text in manifests[1].items() if text != manifests[0][name]]
+    assert [name[-6:] for name in changed] == ["-1.csv"]
+
+
 def test_the_catalogue_joins_parts_truth_and_provenance(tmp_path):
     write(tmp_path / "00000.fits", (3, 8, 8), 7)
     truth = np.zeros(3, [("plane", "i8"), ("amp", "f8")])
@@ -279,9 +410,9 @@ def test_a_part_of_other_images_or_settings_is_refused(tmp_path):
         merged(tmp_path, manifest)
 
 
-def good_fit(data, mask, noise_map, *, background, scale, uncertainty):
+def good_fit(data, mask, noise_map, *, background, scale, **settings):
     """Stands in for a fit that succeeds: a source of S/N 20 that has the mean of its image as amplitude."""
-    rows, covariances = mean_as_fit(data, mask, noise_map, background=background, scale=scale, uncertainty=uncertainty)
+    rows, covariances = mean_as_fit(data, mask, noise_map, background=background, scale=scale, **settings)
     errors = {f"{name}_err": np.full(len(data), 0.1) for name in parameter_names(background, scale)}
     rest = {"snr": 20.0, "scale": 1.0, "background": 0.0, "x0_start": 2.0, "y0_start": 2.0}
     return rows | errors | {name: np.full(len(data), value) for name, value in rest.items()}, covariances

@@ -92,12 +92,20 @@ def simulated(folder, count=COUNT):
 
 
 def page_of(
-    folder, rows, truth=None, rejected=(), *, benchmarks=(("b0", 2.0, COUNT),), images=IMAGES, certificate=None
+    folder,
+    rows,
+    truth=None,
+    rejected=(),
+    *,
+    benchmarks=(("b0", 2.0, COUNT),),
+    images=IMAGES,
+    certificate=None,
+    carried=None,
 ):
     """The report on these rows, as text."""
     count, p = len(rows["flags"]), len(FITTED)
     covariance = {name: np.zeros((count, p, p)) for name in COVARIANCES}
-    write_part(folder / "part.h5", rows, covariance, FITTED, rejected, "Jy/beam")
+    write_part(folder / "part.h5", rows, covariance, FITTED, rejected, "Jy/beam", carried)
     merge(
         [folder / "part.h5"],
         folder / "c.h5",
@@ -383,6 +391,18 @@ def test_of_a_large_image_stamps_are_shown(tmp_path):
         row, column = np.unravel_index(pixels["model"].sum(axis=-1).argmin(), (10, 10))
         assert {row, column} <= {4, 5}
     assert "no source 2 in plane 0 in HDU 0 any more" in Page(text).words()
+
+
+def test_what_goes_along_is_shown_as_text(tmp_path):
+    rows, _ = simulated(tmp_path, 2)
+    carried = {"OBJECT": ["<script>x</script>", None], "MJD<b>": [59000.123456, None], "candid": [2**60 + 1, 7]}
+    text = page_of(tmp_path, rows, carried=carried, images=IMAGES | {"carry": list(carried)})
+    words = Page(text).words()
+    assert "<script" not in text
+    assert words.count("OBJECT <script>x</script>") == words.count("MJD<b> 59000.123456") == 1
+    assert f"candid {2**60 + 1}" in words
+    assert "candid 7" in words
+    assert words.count("OBJECT") == words.count("MJD<b>") == 1
 
 
 @pytest.mark.parametrize("name", PARAMETERS[6:9])

@@ -143,6 +143,22 @@ def test_stamps_are_cut_into_blocks_and_kept_by_manifests(tmp_path):
     assert changed == [f"{list(shards)[-1]}.csv"]
 
 
+def test_manifests_keep_what_goes_along_with_stamps(tmp_path):
+    stamps = np.arange(12).reshape(3, 4)
+    carried = [
+        {"id": 2**60 + 1, "t": 0.1, "n": 'a,"é\n'},
+        {"id": 2, "t": None, "n": None},
+        {"id": 3, "t": 1e300, "n": ""},
+    ]
+    some = [
+        Block("a.fits", 0, 0, 3, 8, 9, 1, 1, stamps, carried), Block("b.fits", 0, 0, 3, 8, 9, 1, 1, stamps),
+    ]  # fmt: skip
+    for size, wanted in ((100, [carried, None]), (2, [carried[:2], carried[2:], None, None])):
+        names = write_manifests(tmp_path, assign(some, size))
+        blocks = [block for name in names for block in read_manifest(tmp_path / f"{name}.csv")[0]]
+        assert [block.carried for block in sorted(blocks, key=lambda block: (block.file, block.start))] == wanted
+
+
 def test_one_bucket_keeps_stamps_planes_and_what_was_rejected_apart(tmp_path):
     stamps = np.arange(8).reshape(2, 4)
     rows = [

@@ -13,13 +13,14 @@ from pipeline.likelihood import Image
 quantiles = jax.jit(start.quantiles, static_argnums=2)
 
 
-@jax.jit
-def guess(image):
-    scale = start.half_spread(image.data * image.weight, image.weight > 0)
-    return start.guess(image, scale), scale
-
-
 SHAPE = (32, 32)
+MIDDLE = np.array([15.5, 15.5])
+
+
+@jax.jit
+def guess(image, near=np.inf):
+    scale = start.half_spread(image.data * image.weight, image.weight > 0)
+    return start.guess(image, scale, jnp.asarray(MIDDLE), jnp.asarray(near, float)), scale
 
 
 def image_of(params, seed=0, noise=1.0, mask=None):
@@ -97,6 +98,22 @@ def test_two_hot_pixels_side_by_side_in_a_corner_are_no_source():
     data[0, :2] = 300.0
     source, _ = guess(image._replace(data=data))
     assert distance(source, params) < 3
+
+
+@pytest.mark.parametrize("amp", [10, 100, -30])
+@pytest.mark.parametrize("sigma", [1.0, 2.0, 4.0])
+def test_of_two_sources_it_is_the_one_near_the_middle(sigma, amp):
+    params = (15.5, 14.5, amp, sigma, 0, 0)
+    brighter = (15.5 + 4.5 * sigma, 14.5 - 2 * sigma, 5 * abs(amp), sigma, 0, 0)
+    one, other = image_of(params), image_of(brighter, noise=0)
+    image = one._replace(data=one.data + other.data)
+    assert distance(guess(image)[0], brighter) < sigma + 0.7
+    assert distance(guess(image, 2.0)[0], params) < sigma + 0.7
+
+
+def test_near_the_middle_of_everything_is_everywhere():
+    image = image_of(SOURCES["off-centre"])
+    np.testing.assert_array_equal(guess(image, 100.0)[0], guess(image)[0])
 
 
 def test_masked_block_is_ignored():

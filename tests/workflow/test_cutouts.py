@@ -31,16 +31,18 @@ def large_image(file: Path) -> None:
     """Stamps side by side."""
     images, _ = stamps()
     rows = images.reshape(GRID, GRID, SIDE, SIDE).swapaxes(1, 2).reshape(GRID * SIDE, GRID * SIDE)
-    fits.PrimaryHDU(rows.astype("f4")).writeto(file)
+    fits.PrimaryHDU(rows.astype("f4"), fits.Header({"MJD-OBS": 59000.25})).writeto(file)
 
 
 def settings(**cutouts) -> dict:
-    images = {"files": ["large.fits"], "cutouts": {"size": SIDE} | cutouts}
+    images = {"files": ["large.fits"], "cutouts": {"size": SIDE} | cutouts, "carry": ["candid", "MJD-OBS"]}
     return {"source": "images", "images": images, "shard_size": 18} | NO_CERTIFICATE
 
 
 def write_positions(file: Path, places: np.ndarray) -> None:
-    Table(places, names=["x", "y"]).write(file, overwrite=True)
+    table = Table(places, names=["x", "y"])
+    table["candid"] = 2**60 + 1 + np.arange(len(places))
+    table.write(file, overwrite=True)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,8 @@ def test_sources_are_recovered_in_pixels_of_the_large_image(positions_run, truth
         assert np.abs(pulls).max() < 5
         assert np.abs(rows[f"{column}_start"] - truth[:, axis]).max() < 3
     assert [(row["file"], row["source"]) for row in rejected] == [(b"positions.csv", GRID * GRID)]
+    assert rows["candid"].tolist() == [2**60 + 1 + i for i in range(GRID * GRID)]
+    assert set(rows["MJD-OBS"]) == {59000.25}
     assert (positions_run / "results" / "report.html").stat().st_size > 10_000
 
 
@@ -95,6 +99,7 @@ def test_detection_finds_them_all_and_again_what_is_lost(positions_run, truth, t
     snakemake(folder)
     rows = read(folder)["catalogue"]
     assert len(rows) == len(truth)
+    assert np.isnan(rows["candid"]).all()
     apart = np.hypot(rows["x0"][:, None] - truth[:, 0], rows["y0"][:, None] - truth[:, 1])
     assert sorted(apart.argmin(axis=1)) == list(range(len(truth)))
     assert apart.min(axis=1).max() < 0.3

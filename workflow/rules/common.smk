@@ -78,9 +78,7 @@ CERTIFICATE_ORIGINS = [str(CERTIFICATE_ORIGIN)] if CERTIFIED else []
 # Simulated stacks are read as any other files; the section `images` is meant for the user's own.
 IMAGES = (check_config({}) if SIMULATED else config)["images"]
 FILES = STACKS if SIMULATED else IMAGES["files"]
-READING = {
-    key: IMAGES[key] for key in ("hdu", "column", "mask", "uncertainty", "cutouts")
-}
+READING = {key: value for key, value in IMAGES.items() if key != "files"}
 CUTOUTS = IMAGES["cutouts"] or {}
 POSITIONS = [CUTOUTS["positions"]] if "positions" in CUTOUTS else []
 
