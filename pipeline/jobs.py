@@ -152,7 +152,8 @@ def fit(
     tell = _progress(sum(block.stop - block.start for block in blocks), "images fitted")
     for pieces in batches.of_blocks(blocks, {**reading, "folder": detections}, rejected):
         stack = batches.joined(pieces)
-        fitted, covariance = fit_rows(*stack, **fit)
+        kernels = {"correlation": batches.beam_kernels(pieces)} if fit["correlation"] == "beam" else {}
+        fitted, covariance = fit_rows(*stack, **{**fit, **kernels})
         batch = empty_rows(len(stack.data)) | fitted
         _complete(batch, covariance[fit["uncertainty"]], pieces)
         units |= {piece.sky.unit for piece in pieces}
@@ -225,8 +226,12 @@ def certificate(
 
     began = time.monotonic()
     rows = _chosen(parts, sources)
-    images = batches.of_rows(rows, manifests, DONORS, {**reading, "folder": detections})
-    trials = [inject(stack, found, fit_rows, fit) for stack, found in images]
+    beams = fit["correlation"] == "beam"
+    images = batches.of_rows(rows, manifests, DONORS, {**reading, "folder": detections}, beams=beams)
+    trials = [
+        inject(stack, found, fit_rows, {**fit, "correlation": found["kernel"]} if beams else fit)
+        for stack, found in images
+    ]
     write_certificate(path, certify(trials, parameter_names(fit["background"], fit["scale"])))
     count = sum(len(part.snr) for part in trials)
     facts = {"sources": count, "seconds": round(time.monotonic() - began, 3), "device": device}

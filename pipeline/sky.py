@@ -9,7 +9,7 @@ matrix of first derivatives of the WCS at its centre, never with CDELT.
 import functools
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
 import jax
@@ -160,10 +160,28 @@ def sky_columns(
     sides = [_points(wcs, *xy.T) for (wcs, _, _), xy in zip(headers, np.split(params[:, :2], ends), strict=True)]
     native, sky = (np.concatenate(points) for points in zip(*sides, strict=True))
     beams = np.repeat([_beam_shape(beam) for _, beam, _ in headers], counts, axis=0)
-    values, errors = _in_chunks(beams, params, cov, native, sky)
+    values, errors = _in_chunks(_sky_rows, beams, params, cov, native, sky)
     values[:, :2] = np.column_stack(_angles(sky[:, 0].T))
     names = (*SKY, *BEAM)
     return dict(zip(names, values.T, strict=True)) | {f"{n}_err": e for n, e in zip(names, errors.T, strict=True)}
+
+
+def beam_kernels(headers: Sequence[tuple[WCS | None, tuple[float, float, float] | None, np.ndarray]]) -> np.ndarray:
+    """Kernels, see `pipeline.correlation`, of noise that was smoothed with the beam, for many images at once.
+
+    Parameters
+    ----------
+    headers
+        Of each HDU: its WCS, from `celestial`; its beam, from `beam`; and where its images are, (k, 2) x, y [pixel].
+
+    Returns
+    -------
+    ndarray
+        Float64, shape (n, 3) [pixel^-2], image after image. NaN where there is no WCS, no beam or no sky.
+    """
+    native = np.concatenate([_points(wcs, *xy.T)[0] for wcs, _, xy in headers])
+    beams = np.repeat([_beam_shape(beam) for _, beam, _ in headers], [len(xy) for _, _, xy in headers], axis=0)
+    return _in_chunks(_kernel_rows, beams, native)[0]
 
 
 def pixel_position(wcs: WCS, ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -412,11 +430,19 @@ def _sky_rows(beam, params, cov, native, sky):
     return values, jnp.where(jnp.isnan(values), jnp.nan, errors)
 
 
-def _in_chunks(*arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`_sky_rows` over any number of rows, `CHUNK` at a time, the last chunk filled up with NaN."""
+@jax.jit
+@jax.vmap
+def _kernel_rows(beam, native):
+    """One array: the kernels (n, 3) of noise smoothed with the beams."""
+    jacobian = _jacobian(native)
+    kernel = jacobian.T @ _inverse(beam) @ jacobian
+    return (jnp.stack([kernel[0, 0], kernel[0, 1], kernel[1, 1]]),)
+
+
+def _in_chunks(function: Callable[..., tuple[jax.Array, ...]], *arrays: np.ndarray) -> list[np.ndarray]:
+    """``function`` over any number of rows, `CHUNK` at a time, the last chunk filled up with NaN."""
     count = len(arrays[0])
     size = max(1, -(-count // CHUNK)) * CHUNK
     filled = [np.concatenate([a, np.full((size - count, *a.shape[1:]), np.nan)]) for a in arrays]
-    parts = [_sky_rows(*(a[start : start + CHUNK] for a in filled)) for start in range(0, size, CHUNK)]
-    values, errors = (np.concatenate(side)[:count].astype(np.float64) for side in zip(*parts, strict=True))
-    return values, errors
+    parts = [function(*(a[start : start + CHUNK] for a in filled)) for start in range(0, size, CHUNK)]
+    return [np.concatenate(side)[:count].astype(np.float64) for side in zip(*parts, strict=True)]

@@ -129,7 +129,9 @@ def test_a_round_source_has_widths_with_errors_and_no_angle():
     # Made by hand: derivatives of a real WCS are round to ten digits only.
     point = np.array([[1.0, 0.0, 0.0], [0.0, -SCALE / sky.ARCSEC, 0.0], [0.0, 0.0, SCALE / sky.ARCSEC]])[None]
     params = np.array([[10.0, 10.0, 1.0, 2.0, 0.0, 0.0]])
-    values, errors = sky._in_chunks(sky._beam_shape((1.0, 1.0, 0.0))[None], params, cov[None], point, point)
+    values, errors = sky._in_chunks(
+        sky._sky_rows, sky._beam_shape((1.0, 1.0, 0.0))[None], params, cov[None], point, point
+    )
     fwhm = np.sqrt(8 * np.log(2)) * SCALE
     np.testing.assert_allclose(values[0, 2:4], 2 * fwhm)
     np.testing.assert_allclose(errors[0, 2:4], 0.1 * fwhm)
@@ -426,6 +428,38 @@ def test_the_beam_lies_in_the_system_of_the_image():
     assert columns["deconvolved_major"] == pytest.approx(4.0, rel=1e-6)
     assert columns["deconvolved_minor"] == pytest.approx(3.0, rel=1e-6)
     assert angle_between(columns["deconvolved_pa"], 80.0 + turn) == pytest.approx(0, abs=1e-3)
+
+
+def test_noise_is_smoothed_with_the_beam_in_pixels():
+    """The inverse of a kernel is the covariance of the beam in pixels, wherever on whatever sky."""
+    beam, places = (5.0, 3.0, 50.0), np.array([[10.0, 10.0], [300.0, -80.0], [0.0, 40.0]])
+    wide = header(CTYPE1="RA---SIN", CTYPE2="DEC--SIN", CDELT1=-0.1, CDELT2=0.1)
+    headers = [header(**turned(33.0, flip=-1)), header(CDELT1=2e-4, CRVAL2=60.0), wide]
+    wcs = [sky.celestial(one) for one in headers]
+    kernels = sky.beam_kernels([(one, beam, places[: i + 1]) for i, one in enumerate(wcs)])
+    assert kernels.shape == (6, 3)
+    wanted = []
+    for i, one in enumerate(wcs):
+        for x, y in places[: i + 1]:
+            slopes = pixel_slopes(one, SkyCoord(*one.all_pix2world(x, y, 0), unit="deg"))
+            wanted.append(np.linalg.inv(slopes @ ellipse(*beam) @ slopes.T)[[0, 0, 1], [0, 1, 1]])
+    np.testing.assert_allclose(kernels, wanted, rtol=1e-5)
+    assert np.max(np.ptp(kernels[3:], axis=0)) > 0.1 * kernels[3, 0]  # the projection shows
+
+
+def test_the_beam_in_pixels_does_not_depend_on_the_system():
+    """It lies in the system of the image, so that nothing turns it on its way to the pixels."""
+    cards = {"CTYPE1": "GLON-TAN", "CTYPE2": "GLAT-TAN", "CRVAL1": 40.0, "CRVAL2": 30.0}
+    place, beam = np.array([[10.0, 10.0]]), (4.0, 2.0, 90.0)
+    (kernel,) = sky.beam_kernels([(sky.celestial(header(**cards)), beam, place)])
+    np.testing.assert_allclose(kernel, 8 * np.log(2) * SCALE**2 * np.array([1 / 16, 0, 1 / 4]), rtol=1e-6, atol=1e-6)
+
+
+def test_without_beam_or_sky_there_is_no_kernel():
+    place = np.zeros((2, 2))
+    wcs = sky.celestial(header(CTYPE1="RA---SIN", CTYPE2="DEC--SIN", CDELT1=-1.0, CDELT2=1.0))
+    headers = [(wcs, None, place), (None, (4.0, 2.0, 90.0), place), (wcs, (4.0, 2.0, 90.0), place + 1e4)]
+    assert np.isnan(sky.beam_kernels(headers)).all()
 
 
 def test_unresolved_axes_are_nan():
