@@ -17,7 +17,7 @@ from astropy.io import fits
 from pipeline import __version__, batches, runtime
 from pipeline.catalogue import merge, read_rows, write_certificate, write_part
 from pipeline.certificate import DONORS, NEEDED, certify, choose, inject
-from pipeline.columns import BIT, COLUMNS, COVARIANCES, PARAMETERS, empty_rows, parameter_names
+from pipeline.columns import BIT, COLUMNS, COVARIANCES, HARMLESS, PARAMETERS, empty_rows, parameter_names
 from pipeline.detection import forget_others
 from pipeline.files import replacing
 from pipeline.images import Block, corners_of, identities, list_files, scan_file
@@ -291,8 +291,9 @@ def catalogue(
         image_units={"scale": ""} if config["images"]["uncertainty"] is not None else {},
     )
     flags, rejected = read_rows(path, ["flags"])["flags"], read_rows(path, ["reason"], table="rejected")["reason"]
-    told = (len(flags), np.count_nonzero(flags & ~BIT["ROUND"]), len(rejected))
-    runtime.LOG.info("%s: %d images fitted, %d of them flagged (ROUND not counted), %d rejected", path, *told)
+    told = (len(flags), np.count_nonzero(flags & ~HARMLESS), len(rejected))
+    counted = "%s: %d images fitted, %d of them flagged (ROUND, UNRESOLVED not counted), %d rejected"
+    runtime.LOG.info(counted, path, *told)
     if not len(flags):
         runtime.LOG.warning("%s: nothing could be fitted; the first reason: %s", path, rejected[0])
 
@@ -323,11 +324,11 @@ def report(
 
 
 def _complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[batches.Piece]) -> None:
-    """Fill in the columns that come from the file and its header: identity, sky and beam.
+    """Fill in the columns that come from the file and its header: identity, sky and beam; and their flags.
 
     rows: columns (n,), changed in place; cov: (n, p, p), the covariance behind the errors.
     """
-    from pipeline.sky import sky_columns
+    from pipeline.sky import sky_columns, unresolved
 
     counts = [len(piece.stack.data) for piece in pieces]
     for (block, start, _, _, sky), stop, count in zip(pieces, np.cumsum(counts), counts, strict=True):
@@ -349,6 +350,7 @@ def _complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[bat
         params = np.stack([rows[name][known] for name in PARAMETERS[:6]], axis=1)
         for name, values in sky_columns(headers, params, cov[known, :6, :6]).items():
             rows[name][known] = values
+    rows["flags"] |= np.where(unresolved(rows), BIT["UNRESOLVED"], 0)
 
 
 def _move_to_parent(rows: dict[str, np.ndarray], here: slice, block: Block, start: int) -> None:

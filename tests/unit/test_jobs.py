@@ -257,6 +257,16 @@ def test_the_beam_smooths_the_noise_of_its_own_images(tmp_path, caplog):
     assert "2 of 5 images: no beam in pixels; noise_fwhm is estimated" in caplog.text
 
 
+def test_a_source_no_larger_than_the_beam_is_unresolved(tmp_path):
+    for name, beam in (("a", {}), ("b", BEAM), ("c", {"BMAJ": 1e-5, "BMIN": 1e-5})):
+        write(tmp_path / f"{name}.fits", (8, 8), 1, **CELESTIAL | beam)
+    (manifest,) = scanned(tmp_path, [str(tmp_path)])
+    rows = fitted(tmp_path, manifest)
+    assert np.isfinite(rows["deconvolved_major_limit"]).tolist() == [False, True, True]
+    assert (rows["flags"] & BIT["UNRESOLVED"] > 0).tolist() == [False, True, True]  # errors of the stand-in are large
+    assert rows["deconvolved_major"][2] > 0
+
+
 def test_the_beam_of_a_stamp_is_that_of_its_middle(tmp_path, monkeypatch):
     """Here on a map of the whole sky, where it is narrower in pixels towards a pole; also of the certificate's."""
     monkeypatch.setattr(pipeline.fit, "fit_rows", good_fit)

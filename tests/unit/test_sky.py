@@ -11,7 +11,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from pipeline import sky
-from pipeline.columns import BEAM, SKY
+from pipeline.columns import BEAM, LIMITS, SKY
 
 SHAPES = ("fwhm_major_sky", "fwhm_minor_sky", "pa_sky")
 RESOLVED = ("deconvolved_major", "deconvolved_minor", "deconvolved_pa")
@@ -86,7 +86,7 @@ def sources():
 
 def test_columns_are_those_of_the_catalogue(sources):
     columns = columns_of(sky.celestial(header()), None, *sources)
-    assert sorted(columns) == sorted([*SKY, *BEAM, *(f"{name}_err" for name in (*SKY, *BEAM))])
+    assert sorted(columns) == sorted([*SKY, *BEAM, *LIMITS, *(f"{name}_err" for name in (*SKY, *BEAM))])
     assert all(values.shape == (20,) and values.dtype == np.float64 for values in columns.values())
 
 
@@ -129,7 +129,7 @@ def test_a_round_source_has_widths_with_errors_and_no_angle():
     # Made by hand: derivatives of a real WCS are round to ten digits only.
     point = np.array([[1.0, 0.0, 0.0], [0.0, -SCALE / sky.ARCSEC, 0.0], [0.0, 0.0, SCALE / sky.ARCSEC]])[None]
     params = np.array([[10.0, 10.0, 1.0, 2.0, 0.0, 0.0]])
-    values, errors = sky._in_chunks(
+    values, errors, _ = sky._in_chunks(
         sky._sky_rows, sky._beam_shape((1.0, 1.0, 0.0))[None], params, cov[None], point, point
     )
     fwhm = np.sqrt(8 * np.log(2)) * SCALE
@@ -477,6 +477,35 @@ def test_unresolved_axes_are_nan():
     # The beam itself comes out as a point, to the precision of the derivatives of the WCS.
     assert np.nan_to_num(found["beam"]["deconvolved_major"]) < 1e-3
     assert np.isfinite([found["none"][name] for name in SHAPES]).all()
+
+
+def test_limits_lie_some_errors_of_squares_above_the_widths():
+    wcs, beam = sky.celestial(header()), (4.0, 2.0, 90.0)
+    cov = np.diag([0, 0, 0, 1e-4, 1e-4, 1e-4])
+    sizes = {"long": (6.0, 2.5), "thin": (6.0, 1.5), "point": (3.9, 1.9)}
+    found = {
+        name: one(wcs, to_params(10.0, 10.0, ellipse(*size, 90.0) / SCALE**2), cov, beam)
+        for name, size in sizes.items()
+    }
+    for name, errors in (("major", 1.645), ("minor", 2.45)):
+        width, error = (found["long"][f"deconvolved_{name}{end}"] for end in ("", "_err"))
+        limit = found["long"][f"deconvolved_{name}_limit"]
+        assert limit**2 - width**2 == pytest.approx(errors * 2 * width * error, rel=1e-9)
+    # The error of a square does not depend on the beam, that of its root would be infinite at the beam.
+    square = 2 * found["thin"]["fwhm_minor_sky"] * found["thin"]["fwhm_minor_sky_err"]
+    assert found["thin"]["deconvolved_minor_limit"] ** 2 == pytest.approx(2.45 * square, rel=1e-6)
+    assert 0 < found["point"]["deconvolved_minor_limit"] <= found["point"]["deconvolved_major_limit"] < 4
+    flags = [sky.unresolved({k: np.array([v]) for k, v in columns.items()}).item() for columns in found.values()]
+    assert flags == [False, False, True]
+
+
+def test_what_has_no_errors_has_no_limits_and_is_not_called_unresolved(sources):
+    params, cov = sources
+    wcs, beam = sky.celestial(header()), (9.0, 9.0, 0.0)
+    assert sky.unresolved(columns_of(wcs, beam, params, cov)).any()
+    for columns in (columns_of(wcs, beam, params, np.full_like(cov, np.nan)), columns_of(wcs, None, params, cov)):
+        assert np.isnan([columns[name] for name in LIMITS]).all()
+        assert not sky.unresolved(columns).any()
 
 
 def test_without_beam_nothing_is_deconvolved(sources):
