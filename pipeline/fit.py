@@ -36,24 +36,22 @@ def _batch_and_length(area: int) -> tuple[int, int]:
     return batch, batch * max(1, (QUEUE_PIXELS if here else ACCELERATOR_QUEUE) // (batch * area))
 
 
-def _kernels(correlation, shape: tuple[int, int, int]):
+def _kernels(correlation: str | float | np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray | None, np.ndarray]:
     """Kernels (n, 3) of correlated noise, or None, and how far they reach (n,), for a stack of shape (n, ny, nx)."""
-    n, *sides = shape
-    if isinstance(correlation, str):
-        known = {"none": (None, 0), "estimate": (np.full((n, 3), np.nan), reach_of(WIDEST))}
-        if correlation not in known:
-            msg = f"correlation: got {correlation!r}, wanted none, estimate, a number or kernels (n, 3)"
+    n = shape[0]
+    if isinstance(correlation, np.ndarray):
+        if correlation.shape != (n, 3):
+            msg = f"correlation: got an array of shape {correlation.shape}, wanted the kernels of the images, {(n, 3)}"
             raise ValueError(msg)
-        kernels, reach = known[correlation]
-    elif np.ndim(correlation) == 0:
-        kernels, reach = np.broadcast_to(round_kernel(correlation), (n, 3)), reach_of(correlation)
-    else:
-        kernels = np.asarray(correlation, np.float64)
-        if kernels.shape != (n, 3):
-            msg = f"correlation: got kernels of shape {kernels.shape}, wanted {(n, 3)}, one an image"
-            raise ValueError(msg)
-        return kernels, reaches(kernels, max(sides))
-    return kernels, np.full(n, reach)
+        return correlation, reaches(correlation, max(shape[1:]))
+    if not isinstance(correlation, str):
+        return np.tile(round_kernel(correlation), (n, 1)), np.full(n, reach_of(correlation))
+    if correlation == "estimate":
+        return np.full((n, 3), np.nan), np.full(n, reach_of(WIDEST))
+    if correlation == "none":
+        return None, np.zeros(n, int)
+    msg = f"correlation: got {correlation!r}, wanted none, estimate, a number or an array of kernels"
+    raise ValueError(msg)
 
 
 def fit_stack(
@@ -106,7 +104,8 @@ def fit_stack(
     batch, length = _batch_and_length(sides[0] * sides[1])
     names = columns.parameter_names(background, scale)
     fit_scale = "scale" in names
-    kernels, reach = _kernels(correlation, data.shape)
+    # An empty stack still runs once, for the shapes of nothing.
+    kernels, reach = _kernels(correlation, data.shape) if n else (None, np.zeros(0, int))
     dials = program.Dials(
         level=jnp.asarray(0.0 if isinstance(background, str) else background, float),
         scale=jnp.asarray(jnp.nan if fit_scale else scale, float),
@@ -118,14 +117,13 @@ def fit_stack(
 
     def padded(stack, queue, dtype, fill):
         block = np.full((length, *sides), fill, dtype=dtype)
-        block[: len(queue), :ny, :nx] = stack[queue]
+        block[: len(queue), :ny, :nx] = np.asarray(stack)[queue]
         return block
 
     if mask is None:
         mask = np.broadcast_to(False, data.shape)
 
     queues, results = [], []
-    # An empty stack still runs once, for the shapes of nothing.
     for distance in np.unique(reach) if n else [0]:
         compiled = program.compiled(
             batch=batch,
