@@ -31,6 +31,10 @@ class Sky(NamedTuple):
     unit: str
 
 
+#: Of a header that has not been looked at.
+NO_SKY = Sky(None, None, True, "")
+
+
 class Piece(NamedTuple):
     """Images of one block as read: the first is image ``start`` of its HDU and image ``position`` of the shard.
 
@@ -92,22 +96,41 @@ def _read(
 
 def joined(pieces: Sequence[Piece]) -> Stack:
     """The images of all pieces as one stack."""
-    return stacked([piece.stack for piece in pieces])
-
-
-def stacked(stacks: Sequence[Stack]) -> Stack:
-    """Stacks of images of one size as one."""
-    data, mask, noise = zip(*stacks, strict=True)
+    data, mask, noise = zip(*(piece.stack for piece in pieces), strict=True)
     return Stack(np.concatenate(data), np.concatenate(mask), None if noise[0] is None else np.concatenate(noise))
 
 
+def beam_kernels(pieces: Sequence[Piece]) -> np.ndarray:
+    """Kernels (n, 3) of noise smoothed with the beam of the header, each in the middle of its image.
+
+    NaN, to be found from the residuals, where the header has no beam or no WCS; the log says so.
+    """
+    from pipeline import sky
+
+    headers = []
+    for piece in pieces:
+        count, ny, nx = piece.stack.data.shape
+        middles = corners_of(piece.block, piece.start, piece.start + count) + 0.5 * np.array([nx - 1, ny - 1])
+        headers.append((piece.sky.wcs, piece.sky.beam, middles))
+    kernels = sky.beam_kernels(headers)
+    if unknown := np.count_nonzero(np.isnan(kernels[:, 0])):
+        runtime.LOG.warning("%d of %d images: no beam in pixels; noise_fwhm is estimated", unknown, len(kernels))
+    return kernels
+
+
 def of_rows(
-    rows: Mapping[str, np.ndarray], manifests: Sequence[str], size: int, reading: Mapping[str, Any]
+    rows: Mapping[str, np.ndarray],
+    manifests: Sequence[str],
+    size: int,
+    reading: Mapping[str, Any],
+    *,
+    beams: bool = False,
 ) -> Iterator[tuple[Stack, dict[str, np.ndarray]]]:
     """The images of some rows, in groups of ``size``, one or several groups of one shape at a time, and their rows.
 
     What does not make up a group, or has become unreadable, is left out. ``part`` of ``rows`` is the place of a row's
-    manifest; their positions are given back in pixels of the image, which may be a stamp.
+    manifest; their positions are given back in pixels of the image, which may be a stamp. With ``beams`` rows have the
+    column ``kernel``, (., 3) by `beam_kernels`.
     """
     found: dict[tuple[int, int], list[tuple[Block, int, int]]] = {}
     for part in np.unique(rows["part"]).tolist():
@@ -123,20 +146,26 @@ def of_rows(
         groups = [listed[low : low + size] for low in range(0, len(listed) - size + 1, size)]
         step = max(1, BATCH_PIXELS // (size * ny * nx))
         for low in range(0, len(groups), step):
-            stacks, places, corners = [], [], []
+            pieces: list[Piece] = []
             for group in groups[low : low + step]:
                 try:
-                    stacks += [read_images(block, number, number + 1, **reading) for block, number, _ in group]
-                    corners += [corners_of(block, number, number + 1) for block, number, _ in group]
-                    places += [place for *_, place in group]
+                    pieces += [_piece(block, number, place, reading, beams) for block, number, place in group]
                 except (ValueError, OSError) as error:
                     runtime.LOG.warning("not used for the certificate: %s", error)
-            if stacks:
-                its_rows = {name: values[places] for name, values in rows.items()}
-                for axis, corner in zip("xy", np.concatenate(corners).T, strict=True):
+            if pieces:
+                its_rows = {name: values[[piece.position for piece in pieces]] for name, values in rows.items()}
+                corners = np.concatenate([corners_of(piece.block, piece.start, piece.start + 1) for piece in pieces])
+                for axis, corner in zip("xy", corners.T, strict=True):
                     for name in (f"{axis}0", f"{axis}0_start"):
                         its_rows[name] = its_rows[name] - corner
-                yield stacked(stacks), its_rows
+                yield joined(pieces), its_rows | ({"kernel": beam_kernels(pieces)} if beams else {})
+
+
+def _piece(block: Block, number: int, position: int, reading: Mapping[str, Any], header: bool) -> Piece:
+    """One image as a piece, with what its header says or without."""
+    stack = read_images(block, number, number + 1, **reading)
+    sky = _sky(block.file, block.hdu, block.changed_ns, reading["column"]) if header else NO_SKY
+    return Piece(block, number, position, stack, {}, sky)
 
 
 @functools.lru_cache(maxsize=1)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.columns import BIT, CERTIFICATE, PARAMETERS, SNR_BINS, UNSOLVED, empty_rows, parameter_names
+from pipeline.columns import CERTIFICATE, HARMLESS, PARAMETERS, SNR_BINS, UNSOLVED, empty_rows, parameter_names
 from pipeline.images import Stack
 from pipeline.model import gaussian, of_rows
 
@@ -68,13 +68,13 @@ def snr_bins(snr: np.ndarray) -> np.ndarray:
 def choose(rows: Mapping[str, np.ndarray], sources: int) -> np.ndarray:
     """Places of at most ``sources`` good rows, as many from each bin of S/N as there are, lowest ``image_id`` first.
 
-    Good is what has no flag but ROUND, which spoils theta alone. Of rows that come in pieces, those chosen from the
+    Good is what has no flag but harmless ones. Of rows that come in pieces, those chosen from the
     pieces hold those chosen from the whole.
 
     rows : dict of (n,) arrays ``image_id``, ``flags`` and ``snr``. Returns int (m,).
     """
     bins = snr_bins(rows["snr"])
-    good = np.flatnonzero((rows["flags"] & ~BIT["ROUND"] == 0) & (bins >= 0))
+    good = np.flatnonzero((rows["flags"] & ~HARMLESS == 0) & (bins >= 0))
     good = good[np.argsort(rows["image_id"][good])]
     rank = np.zeros(len(good), int)
     for number in range(len(SNR_BINS) - 1):

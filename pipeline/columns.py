@@ -37,6 +37,7 @@ COVARIANCES = ("pooled", "sandwich", "hessian", "fisher")
 ROUND_ERRORS = 2.0
 MISFIT_SIGMAS = 5.0
 LOW_SNR = 5.0
+RESOLVED_ERRORS = 4.9
 MIN_SIGMA = 0.3
 MAX_ELLIPTICITY = 0.98
 MIN_SCALE = 1e-6
@@ -65,6 +66,12 @@ FLAGS = (
     ),
     Flag("LOW_SNR", 9, f"snr < {LOW_SNR:g}"),
     Flag("NO_SKY", 10, "the header has celestial axes but no usable WCS: sky columns are NaN"),
+    Flag(
+        "UNRESOLVED",
+        11,
+        f"deconvolved_major is NaN or below {RESOLVED_ERRORS:g} of its errors, as of 95 % of point sources or more: "
+        "of the deconvolved columns only the limits mean something",
+    ),
 )
 
 #: Bit value by flag name.
@@ -74,6 +81,9 @@ BIT = {flag.name: 1 << flag.bit for flag in FLAGS}
 UNSOLVED = sum(
     BIT[name] for name in ("NOT_CONVERGED", "HESSIAN_NOT_POSITIVE", "TOO_FEW_PIXELS", "NON_FINITE", "AT_LIMIT")
 )
+
+#: Flags that say what a source is like, and spoil a few columns; its fit and its errors are none the worse.
+HARMLESS = BIT["ROUND"] | BIT["UNRESOLVED"]
 
 #: Edges of the bins of ``snr`` in which the certificate looks at the errors.
 SNR_BINS = (LOW_SNR, 10.0, 30.0, 100.0, np.inf)
@@ -114,10 +124,16 @@ _BEAM = {
     "deconvolved_pa": ("deg", "position angle after deconvolution from the beam, east of north, in [0, 180)"),
 }
 
-#: Names of the columns that come from the fitted parameters, from the WCS, and from the beam.
+_LIMITS = {
+    "deconvolved_major_limit": "95 % upper limit of what deconvolved_major would be without noise, also if UNRESOLVED",
+    "deconvolved_minor_limit": "95 % upper limit of what deconvolved_minor would be without noise, also if UNRESOLVED",
+}
+
+#: Names of the columns that come from the fitted parameters, from the WCS, and from the beam, with errors; and limits.
 DERIVED = tuple(_DERIVED)
 SKY = tuple(_SKY)
 BEAM = tuple(_BEAM)
+LIMITS = tuple(_LIMITS)
 
 
 #: What the columns that belong to another one end in.
@@ -156,6 +172,7 @@ COLUMNS: tuple[Column, ...] = (
     *(c for n, (u, d) in _DERIVED.items() for c in _pair(n, u, u, d, "derived")),
     *(c for n, (u, e, d) in _SKY.items() for c in _pair(n, u, e, d, "sky")),
     *(c for n, (u, d) in _BEAM.items() for c in _pair(n, u, u, d, "beam")),
+    *(Column(n, "f8", "arcsec", d, "beam") for n, d in _LIMITS.items()),
     Column("x0_start", "f8", "pix", "x0 where the fit began; a background plane is about it", "quality"),
     Column("y0_start", "f8", "pix", "y0 where the fit began; a background plane is about it", "quality"),
     Column("nll", "f8", "", "negative log-likelihood at the solution, summed over used pixels", "quality"),

@@ -24,6 +24,7 @@ from pipeline.model import FWHM_PER_SIGMA
 from pipeline.newton import inverse
 
 REACH = 2.0  # FWHM: pairs of pixels further apart than this are left out, 0.4 % of all correlation
+SINGLY = 40  # pixels: noise that reaches further is smooth, and pairs a few pixels apart stand for those between
 WIDEST = 6.0  # FWHM that is found from the residuals [pixel]; also the widest that is looked for
 LEAST = 1e-4  # correlation of neighbours that counts as none
 STEEPER = 0.18  # see `covariance`
@@ -97,9 +98,30 @@ def reach_of(fwhm: float) -> int:
     return math.ceil(REACH * fwhm)
 
 
+def reaches(kernels, side: int):
+    """Up to how many pixels apart pairs count in images whose longer side is ``side``, int (n,) for kernels (n, 3).
+
+    By the longest axis, and rounded up, so that the many beams of a survey share few compiled programs. Where a kernel
+    is NaN it is to be found from the residuals.
+    """
+    along, skew, across = np.asarray(kernels, float).T
+    least = 0.5 * (along + across) - np.hypot(0.5 * (along - across), skew)
+    with np.errstate(divide="ignore"):
+        fwhm = FWHM_PER_SIGMA / np.sqrt(np.maximum(least, 0.0))
+    reach = np.ceil(np.where(np.isnan(least), REACH * WIDEST, np.minimum(REACH * fwhm, side))).astype(int)
+    unit = 4 * _step(reach)
+    return -(-reach // unit) * unit
+
+
+def _step(reach):
+    """Every how many pixels lags are taken, int array like ``reach``."""
+    return np.maximum(-(-reach // SINGLY), 1)
+
+
 def _lags(reach: int) -> np.ndarray:
     """One of each pair d, -d of lags (dy, dx) within ``reach``, nearest first; int array (k, 2)."""
-    dy, dx = np.mgrid[0 : reach + 1, -reach : reach + 1].reshape(2, -1)
+    step = int(_step(reach))
+    dy, dx = step * np.mgrid[0 : reach // step + 1, -(reach // step) : reach // step + 1].reshape(2, -1)
     half = (dx * dx + dy * dy <= reach * reach) & ((dy > 0) | (dx > 0))
     order = np.lexsort((dx[half], dy[half], (dx * dx + dy * dy)[half]))
     return np.stack([dy[half], dx[half]], axis=-1)[order]
@@ -160,7 +182,7 @@ def covariance(free, image: likelihood.Image, n, kernel, reach: int, ratio, fit_
     tile = moments.tile(at, image.data, image.weight, 0)
     used = (image.weight > 0).astype(image.weight.dtype)
     maps = _maps(at, tile)
-    lags = _lags(reach)
+    lags, each = _lags(reach), int(_step(reach)) ** 2
     dy, dx = jnp.asarray(lags.T, free.dtype)
     residuals = jnp.exp(-0.25 * (kernel[0] * dx * dx + 2.0 * kernel[1] * dx * dy + kernel[2] * dy * dy))
     places = jnp.asarray(lags)
@@ -175,7 +197,7 @@ def covariance(free, image: likelihood.Image, n, kernel, reach: int, ratio, fit_
             return neighbours + weights[i] * jax.lax.dynamic_slice(padded, shift, maps.shape)
 
         half = product(maps, jax.lax.fori_loop(0, len(lags), add, 0.5 * maps))
-        return half + half.T
+        return each * (half + half.T)
 
     def product(left, right):
         return jnp.einsum("ayx,byx->ab", left, right, precision=jax.lax.Precision.HIGHEST).astype(free.dtype)

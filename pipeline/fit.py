@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pipeline import columns, program
-from pipeline.correlation import WIDEST, reach_of, round_kernel
+from pipeline.correlation import WIDEST, reach_of, reaches, round_kernel
 from pipeline.program import FitResult
 
 #: Sides [pixel] to which images are padded.
@@ -36,12 +36,22 @@ def _batch_and_length(area: int) -> tuple[int, int]:
     return batch, batch * max(1, (QUEUE_PIXELS if here else ACCELERATOR_QUEUE) // (batch * area))
 
 
-def _kernels(correlation: str | float, length: int):
-    """Kernels (length, 3) of the correlated noise, or None, and how far it reaches; see `pipeline.correlation`."""
-    if isinstance(correlation, str):
-        return (None, 0) if correlation == "none" else (np.full((length, 3), np.nan), reach_of(WIDEST))
-    kernel = round_kernel(correlation)
-    return np.broadcast_to(kernel, (length, 3)), reach_of(correlation)
+def _kernels(correlation: str | float | np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray | None, np.ndarray]:
+    """Kernels (n, 3) of correlated noise, or None, and how far they reach (n,), for a stack of shape (n, ny, nx)."""
+    n = shape[0]
+    if isinstance(correlation, np.ndarray):
+        if correlation.shape != (n, 3):
+            msg = f"correlation: got an array of shape {correlation.shape}, wanted the kernels of the images, {(n, 3)}"
+            raise ValueError(msg)
+        return correlation, reaches(correlation, max(shape[1:]))
+    if not isinstance(correlation, str):
+        return np.tile(round_kernel(correlation), (n, 1)), np.full(n, reach_of(correlation))
+    if correlation == "estimate":
+        return np.full((n, 3), np.nan), np.full(n, reach_of(WIDEST))
+    if correlation == "none":
+        return None, np.zeros(n, int)
+    msg = f"correlation: got {correlation!r}, wanted none, estimate, a number or an array of kernels"
+    raise ValueError(msg)
 
 
 def fit_stack(
@@ -69,7 +79,8 @@ def fit_stack(
     noise_map : array (n, ny, nx), optional
         1-sigma map; the half-width of a pixel's noise is ``scale`` times it.
     background, scale, uncertainty, correlation, precision, tolerance, max_steps
-        The config section ``fit``.
+        The config section ``fit``; ``correlation`` may also be an array (n, 3), the kernel of each image, see
+        `pipeline.correlation`; a row of NaN = estimated. What a beam is in pixels, a stack does not know.
     near : float
         How far from the middle of the image, along x and y, the source is looked for [pixel].
 
@@ -81,7 +92,7 @@ def fit_stack(
     Raises
     ------
     ValueError
-        If the shapes do not agree.
+        If the shapes do not agree, or ``correlation`` is a word that means nothing here.
     """
     data = np.asarray(data)
     if data.ndim != 3:
@@ -96,10 +107,8 @@ def fit_stack(
     batch, length = _batch_and_length(sides[0] * sides[1])
     names = columns.parameter_names(background, scale)
     fit_scale = "scale" in names
-    kernels, reach = _kernels(correlation, length)
-    compiled = program.compiled(
-        batch=batch, n_background=len(names) - 6 - fit_scale, fit_scale=fit_scale, precision=precision, reach=reach
-    )
+    # An empty stack still runs once, for the shapes of nothing.
+    kernels, reach = _kernels(correlation, data.shape) if n else (None, np.zeros(0, int))
     dials = program.Dials(
         level=jnp.asarray(0.0 if isinstance(background, str) else background, float),
         scale=jnp.asarray(jnp.nan if fit_scale else scale, float),
@@ -110,26 +119,37 @@ def fit_stack(
     )
     shapes = np.broadcast_to(np.array([ny, nx]), (length, 2))
 
-    def padded(stack, low, dtype, fill):
+    def padded(stack, queue, dtype, fill):
         block = np.full((length, *sides), fill, dtype=dtype)
-        part = stack[low : low + length]
-        block[: len(part), :ny, :nx] = part
+        block[: len(queue), :ny, :nx] = np.asarray(stack)[queue]
         return block
 
     if mask is None:
         mask = np.broadcast_to(False, data.shape)
 
-    results: list = []
-    # An empty stack still runs once, for the shapes of nothing.
-    for low in range(0, max(n, 1), length):
-        pixels = padded(data, low, np.float64, np.nan)
-        hidden = padded(mask, low, bool, True)
-        noise = None if noise_map is None else padded(noise_map, low, np.float64, np.nan)
-        results.append(compiled((pixels, hidden, noise, shapes, kernels), jnp.asarray(min(length, n - low)), dials))
+    queues, results = [], []
+    for distance in np.unique(reach) if n else [0]:
+        compiled = program.compiled(
+            batch=batch,
+            n_background=len(names) - 6 - fit_scale,
+            fit_scale=fit_scale,
+            precision=precision,
+            reach=int(distance),
+        )
+        rows = np.flatnonzero(reach == distance)
+        for low in range(0, max(len(rows), 1), length):
+            queue = rows[low : low + length]
+            pixels = padded(data, queue, np.float64, np.nan)
+            hidden = padded(mask, queue, bool, True)
+            noise = None if noise_map is None else padded(noise_map, queue, np.float64, np.nan)
+            kernel = None if kernels is None else np.resize(kernels[queue], (length, 3))
+            queues.append(queue)
+            results.append(compiled((pixels, hidden, noise, shapes, kernel), jnp.asarray(len(queue)), dials))
+    order = np.argsort(np.concatenate(queues))
 
     def join(*parts):
-        whole = np.concatenate([np.asarray(part) for part in parts])[:n]
-        return whole.astype(np.float64) if whole.dtype.kind == "f" else whole
+        whole = np.concatenate([np.asarray(part)[: len(queue)] for part, queue in zip(parts, queues, strict=True)])
+        return (whole.astype(np.float64) if whole.dtype.kind == "f" else whole)[order]
 
     return jax.tree.map(join, *results)
 

@@ -18,7 +18,7 @@ from pipeline import __version__, batches, runtime
 from pipeline.carry import Value
 from pipeline.catalogue import merge, read_rows, write_certificate, write_part
 from pipeline.certificate import DONORS, NEEDED, certify, choose, inject
-from pipeline.columns import BIT, COLUMNS, COVARIANCES, PARAMETERS, empty_rows, parameter_names
+from pipeline.columns import BIT, COLUMNS, COVARIANCES, HARMLESS, PARAMETERS, empty_rows, parameter_names
 from pipeline.detection import forget_others
 from pipeline.files import replacing
 from pipeline.images import Block, corners_of, identities, list_files, near_middle, scan_file
@@ -144,7 +144,7 @@ def fit(
     made_of = digest(manifest, reading, fit)  # now: the manifest may change while the job runs
     blocks, rejected = read_manifest(manifest)
     parameters = parameter_names(fit["background"], fit["scale"])
-    near = near_middle(reading["cutouts"])
+    settings = {**fit, "near": near_middle(reading["cutouts"])}
     # A shard may hold nothing but files that give no image.
     rows = [empty_rows(0)]
     covariances = [{kind: np.empty((0, len(parameters), len(parameters))) for kind in COVARIANCES}]
@@ -155,7 +155,8 @@ def fit(
     tell = _progress(sum(block.stop - block.start for block in blocks), "images fitted")
     for pieces in batches.of_blocks(blocks, {**reading, "folder": detections}, rejected):
         stack = batches.joined(pieces)
-        fitted, covariance = fit_rows(*stack, **fit, near=near)
+        kernels = {"correlation": batches.beam_kernels(pieces)} if fit["correlation"] == "beam" else {}
+        fitted, covariance = fit_rows(*stack, **{**settings, **kernels})
         batch = empty_rows(len(stack.data)) | fitted
         _complete(batch, covariance[fit["uncertainty"]], pieces)
         units |= {piece.sky.unit for piece in pieces}
@@ -231,9 +232,13 @@ def certificate(
 
     began = time.monotonic()
     rows = _chosen(parts, sources)
-    images = batches.of_rows(rows, manifests, DONORS, {**reading, "folder": detections})
+    beams = fit["correlation"] == "beam"
+    images = batches.of_rows(rows, manifests, DONORS, {**reading, "folder": detections}, beams=beams)
     settings = {**fit, "near": near_middle(reading["cutouts"])}
-    trials = [inject(stack, found, fit_rows, settings) for stack, found in images]
+    trials = [
+        inject(stack, found, fit_rows, {**settings, "correlation": found["kernel"]} if beams else settings)
+        for stack, found in images
+    ]
     write_certificate(path, certify(trials, parameter_names(fit["background"], fit["scale"])))
     count = sum(len(part.snr) for part in trials)
     facts = {"sources": count, "seconds": round(time.monotonic() - began, 3), "device": device}
@@ -293,8 +298,9 @@ def catalogue(
         image_units={"scale": ""} if config["images"]["uncertainty"] is not None else {},
     )
     flags, rejected = read_rows(path, ["flags"])["flags"], read_rows(path, ["reason"], table="rejected")["reason"]
-    told = (len(flags), np.count_nonzero(flags & ~BIT["ROUND"]), len(rejected))
-    runtime.LOG.info("%s: %d images fitted, %d of them flagged (ROUND not counted), %d rejected", path, *told)
+    told = (len(flags), np.count_nonzero(flags & ~HARMLESS), len(rejected))
+    counted = "%s: %d images fitted, %d of them flagged (ROUND, UNRESOLVED not counted), %d rejected"
+    runtime.LOG.info(counted, path, *told)
     if not len(flags):
         runtime.LOG.warning("%s: nothing could be fitted; the first reason: %s", path, rejected[0])
 
@@ -325,11 +331,11 @@ def report(
 
 
 def _complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[batches.Piece]) -> None:
-    """Fill in the columns that come from the file and its header: identity, sky and beam.
+    """Fill in the columns that come from the file and its header: identity, sky and beam; and their flags.
 
     rows: columns (n,), changed in place; cov: (n, p, p), the covariance behind the errors.
     """
-    from pipeline.sky import sky_columns
+    from pipeline.sky import sky_columns, unresolved
 
     counts = [len(piece.stack.data) for piece in pieces]
     for (block, start, *_, sky), stop, count in zip(pieces, np.cumsum(counts), counts, strict=True):
@@ -351,6 +357,7 @@ def _complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[bat
         params = np.stack([rows[name][known] for name in PARAMETERS[:6]], axis=1)
         for name, values in sky_columns(headers, params, cov[known, :6, :6]).items():
             rows[name][known] = values
+    rows["flags"] |= np.where(unresolved(rows), BIT["UNRESOLVED"], 0)
 
 
 def _move_to_parent(rows: dict[str, np.ndarray], here: slice, block: Block, start: int) -> None:

@@ -22,7 +22,7 @@ from scipy.ndimage import median_filter
 
 from pipeline.catalogue import Summary, read_rows, read_summary
 from pipeline.certificate import FAR, NOMINAL, corrections
-from pipeline.columns import BEAM, BIT, COLUMNS, DERIVED, FLAGS, PARAMETERS, SKY, UNSOLVED, decode_flags
+from pipeline.columns import BEAM, BIT, COLUMNS, DERIVED, FLAGS, HARMLESS, PARAMETERS, SKY, UNSOLVED, decode_flags
 from pipeline.cutouts import scan_stamps
 from pipeline.detection import read_images
 from pipeline.files import replacing
@@ -86,7 +86,7 @@ class Coverage(NamedTuple):
 class Tally(NamedTuple):
     """What a pass over all rows counts.
 
-    ``fitted``: rows with parameters; ``good``: rows without a flag; ``round_only``: rows with no flag but ROUND;
+    ``fitted``: rows with parameters; ``good``: rows without a flag; ``harmless``: rows with no flag but harmless ones;
     ``solved``: rows that are a solution; ``flags``: rows by bit; ``counts``: counts of the histograms by column;
     ``finite``: finite values by column, of parameters and errors those of solutions;
     ``worst``: rows with the largest |misfit|; ``unconverged``: the first rows that did not converge;
@@ -95,7 +95,7 @@ class Tally(NamedTuple):
 
     fitted: int
     good: int
-    round_only: int
+    harmless: int
     solved: int
     flags: np.ndarray
     counts: dict[str, np.ndarray]
@@ -233,7 +233,7 @@ def _axis(values: np.ndarray) -> Axis | None:
 
 
 def _tally(path: str | Path, summary: Summary, axes: Mapping[str, Axis]) -> Tally:
-    fitted = good = round_only = solved = 0
+    fitted = good = harmless = solved = 0
     flags = np.zeros(64, dtype=np.int64)
     counts = {name: np.zeros(len(axis.edges) - 1, dtype=np.int64) for name, axis in axes.items()}
     finite = dict.fromkeys(axes, 0)
@@ -246,7 +246,7 @@ def _tally(path: str | Path, summary: Summary, axes: Mapping[str, Axis]) -> Tall
         bits = rows["flags"]
         fitted += int(np.isfinite(rows["x0"]).sum())
         good += int((bits == 0).sum())
-        round_only += int((bits == BIT["ROUND"]).sum())
+        harmless += int(((bits != 0) & (bits & ~HARMLESS == 0)).sum())
         solved += int((bits & UNSOLVED == 0).sum())
         flags += np.array([(bits >> bit & 1).sum() for bit in range(64)])
         for name, axis in axes.items():
@@ -268,7 +268,7 @@ def _tally(path: str | Path, summary: Summary, axes: Mapping[str, Axis]) -> Tall
     return Tally(
         fitted=fitted,
         good=good,
-        round_only=round_only,
+        harmless=harmless,
         solved=solved,
         flags=flags,
         counts=counts,

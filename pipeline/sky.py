@@ -9,7 +9,7 @@ matrix of first derivatives of the WCS at its centre, never with CDELT.
 import functools
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeGuard
 
 import jax
@@ -20,7 +20,7 @@ from astropy.io import fits
 from astropy.time import Time
 from astropy.wcs import WCS, NoConvergence
 
-from pipeline.columns import BEAM, SKY
+from pipeline.columns import BEAM, LIMITS, RESOLVED_ERRORS, SKY
 from pipeline.images import read_header
 from pipeline.model import FWHM_PER_SIGMA
 
@@ -32,6 +32,11 @@ HALF_STEP = 0.5
 
 #: Differences of squared widths below this share of the mean squared width are rounding.
 ROUNDING = 1e-13
+
+#: Standard errors of the squared width of an axis that its 95 % upper limit lies above it. Of the major axis as of any
+#: Gaussian quantity: noise makes it longer. The minor axis noise makes shorter, most so where the source is round and
+#: its axes lie where the noise has them: by the length of a vector of two random components, which is 95 % below this.
+LIMIT_MAJOR, LIMIT_MINOR = 1.645, RESOLVED_ERRORS / 2
 
 ARCSEC = 3600 * np.degrees(1.0)
 
@@ -138,6 +143,9 @@ def sky_columns(
     that the beam does not leave resolved (squared width not above the beam's) is NaN, and so is its error; with the
     major axis unresolved the deconvolved angle is NaN too. The angle of a source that is round to rounding is NaN.
 
+    The upper limits are made from squared widths, which near the beam are Gaussian and their roots are not: from
+    max(square, 0), LIMIT_MAJOR or LIMIT_MINOR errors up; that of the minor axis is at most that of the major one.
+
     Parameters
     ----------
     headers
@@ -160,10 +168,39 @@ def sky_columns(
     sides = [_points(wcs, *xy.T) for (wcs, _, _), xy in zip(headers, np.split(params[:, :2], ends), strict=True)]
     native, sky = (np.concatenate(points) for points in zip(*sides, strict=True))
     beams = np.repeat([_beam_shape(beam) for _, beam, _ in headers], counts, axis=0)
-    values, errors = _in_chunks(beams, params, cov, native, sky)
+    values, errors, limits = _in_chunks(_sky_rows, beams, params, cov, native, sky)
     values[:, :2] = np.column_stack(_angles(sky[:, 0].T))
     names = (*SKY, *BEAM)
-    return dict(zip(names, values.T, strict=True)) | {f"{n}_err": e for n, e in zip(names, errors.T, strict=True)}
+    columns = dict(zip(names, values.T, strict=True)) | {f"{n}_err": e for n, e in zip(names, errors.T, strict=True)}
+    return columns | dict(zip(LIMITS, limits.T, strict=True))
+
+
+def unresolved(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which sources with a beam are not known to be longer than it, bool (n,), from columns (n,) of `sky_columns`.
+
+    A width below 2 e of its errors is a squared width below e of its own. Of a point source that is the longer axis of
+    a random ellipse, and 95 % are below LIMIT_MINOR.
+    """
+    known = np.isfinite(columns["deconvolved_major_limit"])
+    return known & ~(columns["deconvolved_major"] >= RESOLVED_ERRORS * columns["deconvolved_major_err"])
+
+
+def beam_kernels(headers: Sequence[tuple[WCS | None, tuple[float, float, float] | None, np.ndarray]]) -> np.ndarray:
+    """Kernels, see `pipeline.correlation`, of noise that was smoothed with the beam, for many images at once.
+
+    Parameters
+    ----------
+    headers
+        Of each HDU: its WCS, from `celestial`; its beam, from `beam`; and where its images are, (k, 2) x, y [pixel].
+
+    Returns
+    -------
+    ndarray
+        Float64, shape (n, 3) [pixel^-2], image after image. NaN where there is no WCS, no beam or no sky.
+    """
+    native = np.concatenate([_points(wcs, *xy.T)[0] for wcs, _, xy in headers])
+    beams = np.repeat([_beam_shape(beam) for _, beam, _ in headers], [len(xy) for _, _, xy in headers], axis=0)
+    return _in_chunks(_kernel_rows, beams, native)[0]
 
 
 def pixel_position(wcs: WCS, ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -369,17 +406,25 @@ def _jacobian(point: jax.Array) -> jax.Array:
     return ARCSEC * jnp.stack([east, north]) @ point[1:].T
 
 
-def _ellipse(shape: jax.Array, floor: jax.Array) -> jax.Array:
-    """FWHM along the major and minor axis [arcsec] and position angle [deg] of a shape; NaN below ``floor``."""
+def _axes(shape: jax.Array, floor: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Squared rms widths along the major and minor axis [arcsec^2] and position angle [deg] of a shape.
+
+    The angle is NaN where the squares do not differ by more than ``floor``.
+    """
     mean, half, cross = (shape[1, 1] + shape[0, 0]) / 2, (shape[1, 1] - shape[0, 0]) / 2, shape[0, 1]
     # mean +- radius are the eigenvalues; the root has no derivative at a round source, where its mean value, 0, serves.
     square = half**2 + cross**2
     is_round = square <= floor**2
     radius = jnp.where(is_round, 0.0, jnp.sqrt(jnp.where(is_round, 1.0, square)))
-    squares = jnp.stack([mean + radius, mean - radius])
-    widths = FWHM_PER_SIGMA * jnp.sqrt(jnp.where(squares > floor, squares, jnp.nan))
     angle = jnp.degrees(jnp.arctan2(cross, half)) / 2 % 180 % 180
-    return jnp.append(widths, jnp.where(is_round | jnp.isnan(widths[0]), jnp.nan, angle))
+    return jnp.stack([mean + radius, mean - radius]), jnp.where(is_round, jnp.nan, angle)
+
+
+def _ellipse(shape: jax.Array, floor: jax.Array) -> jax.Array:
+    """FWHM along the major and minor axis [arcsec] and position angle [deg] of a shape; NaN below ``floor``."""
+    squares, angle = _axes(shape, floor)
+    widths = FWHM_PER_SIGMA * jnp.sqrt(jnp.where(squares > floor, squares, jnp.nan))
+    return jnp.append(widths, jnp.where(jnp.isnan(widths[0]), jnp.nan, angle))
 
 
 def _inverse(matrix: jax.Array) -> jax.Array:
@@ -390,33 +435,47 @@ def _inverse(matrix: jax.Array) -> jax.Array:
 def _sky_row(params: jax.Array, jacobian: jax.Array, beam: jax.Array) -> jax.Array:
     """One source: offset (east, north) [arcsec], then the ellipse on the sky, then the same without the beam.
 
-    Only the derivatives of the offset mean anything.
+    Last the squared widths without the beam, which may be negative. Only the derivatives of the offset mean anything.
     """
     sigma, rho, diff = params[3:]
     square = jnp.where(diff**2 + rho**2 / 4 < 1, sigma**2, jnp.nan)
     shape = jacobian @ (square * _inverse(jnp.array([[1 + diff, rho / 2], [rho / 2, 1 - diff]]))) @ jacobian.T
     floor = ROUNDING * jnp.trace(shape)
-    return jnp.concatenate([jacobian @ params[:2], _ellipse(shape, floor), _ellipse(shape - beam, floor)])
+    rest = shape - beam
+    return jnp.concatenate(
+        [jacobian @ params[:2], _ellipse(shape, floor), _ellipse(rest, floor), _axes(rest, floor)[0]]
+    )
 
 
 @jax.jit
 @jax.vmap
 def _sky_rows(beam, params, cov, native, sky):
-    """Values and standard errors of the rows, (n, 8) each."""
+    """Values and standard errors of the rows, (n, 8) each, and upper limits, (n, 2)."""
     jacobian = _jacobian(sky)
     turn = jacobian @ _inverse(_jacobian(native))  # the beam lies in the system of the image: its north, not ICRS north
     beam = turn @ beam @ turn.T
     values = _sky_row(params, jacobian, beam)
     slopes = jax.jacfwd(_sky_row)(params, jacobian, beam)
     errors = jnp.sqrt(jnp.einsum("ki,ij,kj->k", slopes, cov, slopes))
-    return values, jnp.where(jnp.isnan(values), jnp.nan, errors)
+    values, squares = values[:8], values[8:]
+    most = jnp.maximum(squares, 0.0) + jnp.array([LIMIT_MAJOR, LIMIT_MINOR]) * errors[8:]
+    limits = FWHM_PER_SIGMA * jnp.sqrt(jnp.stack([most[0], jnp.minimum(most[0], most[1])]))
+    return values, jnp.where(jnp.isnan(values), jnp.nan, errors[:8]), limits
 
 
-def _in_chunks(*arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`_sky_rows` over any number of rows, `CHUNK` at a time, the last chunk filled up with NaN."""
+@jax.jit
+@jax.vmap
+def _kernel_rows(beam, native):
+    """One array: the kernels (n, 3) of noise smoothed with the beams."""
+    jacobian = _jacobian(native)
+    kernel = jacobian.T @ _inverse(beam) @ jacobian
+    return (jnp.stack([kernel[0, 0], kernel[0, 1], kernel[1, 1]]),)
+
+
+def _in_chunks(function: Callable[..., tuple[jax.Array, ...]], *arrays: np.ndarray) -> list[np.ndarray]:
+    """``function`` over any number of rows, `CHUNK` at a time, the last chunk filled up with NaN."""
     count = len(arrays[0])
     size = max(1, -(-count // CHUNK)) * CHUNK
     filled = [np.concatenate([a, np.full((size - count, *a.shape[1:]), np.nan)]) for a in arrays]
-    parts = [_sky_rows(*(a[start : start + CHUNK] for a in filled)) for start in range(0, size, CHUNK)]
-    values, errors = (np.concatenate(side)[:count].astype(np.float64) for side in zip(*parts, strict=True))
-    return values, errors
+    parts = [function(*(a[start : start + CHUNK] for a in filled)) for start in range(0, size, CHUNK)]
+    return [np.concatenate(side)[:count].astype(np.float64) for side in zip(*parts, strict=True)]

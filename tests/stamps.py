@@ -21,6 +21,18 @@ def smooth_noise(r, shape, fwhm):
     return smooth[:, wide : wide + ny, wide : wide + nx] / np.sqrt(np.sum(left**2))
 
 
+def beam_noise(r, shape, beam):
+    """Gaussian noise of variance 1, (count, ny, nx), smoothed by a Gaussian of covariance ``beam`` (2, 2) in x, y."""
+    count, *sides = shape
+    # Twice the size, so that opposite edges, which meet, are far apart in what is kept.
+    ny, nx = (2 * side for side in sides)
+    y, x = (np.fft.fftfreq(n, 1 / n) for n in (ny, nx))
+    xx, xy, yy = np.linalg.inv(beam)[[0, 0, 1], [0, 1, 1]]
+    point = np.exp(-0.5 * (xx * x * x + 2 * xy * x * y[:, None] + yy * y[:, None] ** 2))
+    smooth = np.fft.irfft2(np.fft.rfft2(r.standard_normal((count, ny, nx))) * np.fft.rfft2(point), (ny, nx))
+    return smooth[:, : sides[0], : sides[1]] / np.sqrt(np.sum(point**2))
+
+
 def draw(count, amp, *, seed, shape=(32, 32), noise="cauchy", sigma=(1.5, 3.2), ellipticity=0.3, background=0.0):
     """``count`` stamps of unit noise scale, amp log-uniform in the range ``amp``.
 
@@ -42,6 +54,7 @@ def draw(count, amp, *, seed, shape=(32, 32), noise="cauchy", sigma=(1.5, 3.2), 
     y, x = np.mgrid[:ny, :nx].astype(float)
     size = (count, ny, nx)
     drawn = {
+        "none": lambda: np.zeros(size),
         "cauchy": lambda: r.standard_cauchy(size),
         "gaussian": lambda: r.standard_normal(size),
         "correlated": lambda: smooth_noise(r, size, SMOOTHED),

@@ -86,6 +86,34 @@ def test_noise_that_is_hardly_correlated_is_independent():
     np.testing.assert_allclose(found, [n / (n - 8), 7, 7])
 
 
+def test_a_kernel_reaches_as_far_as_its_longest_axis():
+    kernels = [*correlation.round_kernel([3.0, 5.9, 500.0]), np.full(3, np.nan), np.zeros(3), [0.5, 0.49, 0.5]]
+    # The last is 23.5 pixels long and 2.4 wide.
+    assert correlation.reaches(kernels, 100).tolist() == [8, 12, 108, 12, 108, 48]
+    assert correlation.reaches(kernels, 20).tolist() == [8, 12, 20, 12, 20, 20]
+    assert correlation.reaches(np.empty((0, 3)), 20).tolist() == []
+
+
+def test_noise_that_reaches_far_needs_no_more_pairs():
+    lags = {reach: correlation._lags(reach) for reach in (40, 80, 160)}
+    assert max(map(len, lags.values())) == len(lags[40])
+    for reach, found in lags.items():
+        assert np.all(found % (reach // 40) == 0)
+        assert np.max(np.hypot(*found.T)) == reach
+
+
+def test_every_second_pair_stands_for_its_neighbours(monkeypatch):
+    """Of noise that is smooth from pixel to pixel, whatever the weights and the mask."""
+    image, kernel = an_image(), jnp.asarray(sheared(25.0))
+    n = jnp.float64((image.weight > 0).sum())
+    found = []
+    for singly in (40, 80):
+        monkeypatch.setattr(correlation, "SINGLY", singly)
+        block, more, *_ = correlation.covariance(jnp.asarray(FREE), image, 1e4 * n, kernel, 80, 2.0, True)
+        found.append(np.append(np.sqrt(np.diag(block)), more))
+    np.testing.assert_allclose(*found, rtol=0.01)
+
+
 @pytest.mark.parametrize("fwhm", [2.0, 2.5, 4.0])  # narrower, a kernel sampled at pixels is no Gaussian
 def test_the_kernel_is_found_from_the_residuals(fwhm):
     images = stamps.smooth_noise(np.random.default_rng(2), (20, 64, 64), fwhm)
@@ -120,3 +148,29 @@ def test_errors_hold_on_correlated_noise(how):
     low, left = ((result.params[:, 7] - b - truth_of_scale) / result.errors[:, 7] for b in (0.0, result.bias[:, 7]))
     assert np.mean(low) < -0.75
     assert abs(np.mean(left)) < 0.4
+
+
+def test_errors_hold_on_noise_smoothed_with_an_elliptical_beam():
+    """Coverage of positions along the axes of the beam as above; of a beam that lies across, 8 points away or more."""
+    n, side = 1500, 32
+    axes = np.array([[np.cos(0.6), -np.sin(0.6)], [np.sin(0.6), np.cos(0.6)]])
+    beam = axes @ np.diag([5.0**2, 2.2**2]) @ axes.T / model.FWHM_PER_SIGMA**2
+    sources, truth = stamps.draw(n, (15, 100), seed=6, noise="none", background=3.0)
+    images = sources + stamps.beam_noise(np.random.default_rng(7), (n, side, side), beam)
+    inverse = np.linalg.inv(beam)
+    kernel, across = (sign * inverse[[0, 0, 1], [0, 1, 1]] for sign in ([1, 1, 1], [1, -1, 1]))
+
+    def coverages(kernel):
+        result = fit.fit_stack(images, correlation=np.tile(kernel, (n, 1)))
+        assert result.noise_fwhm == pytest.approx(np.sqrt(5.0 * 2.2))
+        off = result.params[:, :7] - np.column_stack([truth, np.full(n, 3.0)])
+        along = off[:, :2] @ axes
+        errors = np.sqrt(np.einsum("ki,nkl,li->ni", axes, result.covariances[0][:, :2, :2], axes))
+        pulls = np.hstack([along / errors, off[:, 2:] / result.errors[:, 2:7]])
+        return dict(zip(("major", "minor", *PARAMETERS[2:7]), np.mean(np.abs(pulls) < 1, axis=0), strict=True))
+
+    held = coverages(kernel)
+    assert {name for name, share in held.items() if not 0.6 < share < 0.77} == set(), held
+    turned = coverages(across)
+    assert turned["major"] < 0.6, turned
+    assert turned["minor"] > 0.77, turned

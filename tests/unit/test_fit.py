@@ -6,7 +6,7 @@ import pytest
 from astropy.io import fits
 from numpy.testing import assert_allclose, assert_array_equal
 
-from pipeline import columns, fit, likelihood, model
+from pipeline import columns, correlation, fit, likelihood, model
 from pipeline.images import read_planes, scan_file
 from tests import stamps
 
@@ -129,6 +129,28 @@ def test_rows_do_not_depend_on_order_neighbours_or_count(settings, shape):
     for a, b, c in zip(*map(jax.tree.leaves, (whole, shuffled, alone)), strict=True):
         assert_array_equal(a[order], b)
         assert_array_equal(a[7:8], c)
+
+
+def test_kernels_are_those_of_their_rows():
+    """Whatever reaches how far beside them; NaN is estimated."""
+    images, _ = stamps.draw(40, (5, 1000), seed=2, shape=(24, 24))
+    kernels = correlation.round_kernel(np.tile([1.5, 3.0, 8.0, np.nan], 10))
+    whole = fit.fit_stack(images, correlation=kernels)
+    for i in range(4):
+        alone = fit.fit_stack(images[i::4], correlation=kernels[i::4])
+        for a, b in zip(*map(jax.tree.leaves, (whole, alone)), strict=True):
+            assert_array_equal(a[i::4], b)
+    assert_allclose(whole.noise_fwhm[:3], [1.5, 3.0, 8.0])
+    assert np.all(np.diff(whole.errors[:3, 6] / whole.params[:3, -1]) > 0)
+    estimated = fit.fit_stack(images[3::4], correlation="estimate")
+    for a, b in zip(*map(jax.tree.leaves, (estimated, alone)), strict=True):
+        assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("wrong", ["beam", np.ones(3), np.ones((11, 3)), np.ones((12, 2))])
+def test_correlations_that_a_stack_does_not_know(wrong):
+    with pytest.raises(ValueError, match=r"correlation: got .*wanted"):
+        fit.fit_stack(IMAGES, correlation=wrong)
 
 
 def test_float32_is_close_in_errors(plain):

@@ -15,22 +15,25 @@ from pipeline import batches, jobs, runtime
 from pipeline.catalogue import merge, read_rows, read_summary
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, empty_rows, parameter_names
 from pipeline.config import check_config
+from pipeline.correlation import kernel_fwhm
 
 READING = {key: value for key, value in check_config({})["images"].items() if key != "files"}
-FIT = {"background": "constant", "scale": "fit", "uncertainty": "pooled"}
+FIT = {"background": "constant", "scale": "fit", "uncertainty": "pooled", "correlation": "none"}
 CELESTIAL = {
     "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.0, "CRPIX1": 3.0, "CRPIX2": 3.0,
     "CDELT1": -1e-4, "CDELT2": 1e-4,
 }  # fmt: skip
 
 
-def mean_as_fit(data, mask, noise_map, *, background, scale, uncertainty, near):
-    """Stands in for the fit: ``amp`` is the mean of an image, the covariance the unit matrix."""
+def mean_as_fit(data, mask, noise_map, *, background, scale, uncertainty, correlation, near):
+    """Stands in for the fit: ``amp`` is the mean of an image, the covariance the unit matrix, FWHM that of kernels."""
     p = len(parameter_names(background, scale))
     names = [c.name for c in COLUMNS if c.group in ("fitted", "derived", "quality")]
     rows = {name: empty_rows(len(data))[name] for name in names}
     rows |= {"x0": np.full(len(data), 2.0), "y0": np.full(len(data), 2.0), "sigma": np.ones(len(data))}
     rows |= dict.fromkeys(("rho", "diff"), np.full(len(data), 0.1)) | {"amp": data.mean(axis=(1, 2), dtype=float)}
+    if not isinstance(correlation, str):
+        rows["noise_fwhm"] = np.array([kernel_fwhm(kernel) for kernel in correlation])
     return rows, {kind: np.tile(np.eye(p), (len(data), 1, 1)) for kind in COVARIANCES}
 
 
@@ -51,10 +54,10 @@ def scanned(folder: Path, files: list[str], shard_size: int = 1000, **reading) -
     return [folder / "shards" / f"{name}.csv" for name in (folder / "shards.txt").read_text().split()]
 
 
-def fitted(folder: Path, manifest: Path, **reading) -> dict[str, np.ndarray]:
+def fitted(folder: Path, manifest: Path, *, fit=FIT, **reading) -> dict[str, np.ndarray]:
     """Rows of the part that a manifest gives."""
     jobs.fit(
-        folder / "part.h5", folder / "part.json", manifest=manifest, reading=READING | reading, fit=FIT,
+        folder / "part.h5", folder / "part.json", manifest=manifest, reading=READING | reading, fit=fit,
         detections=folder / "detections", log="", gpu=0, cache="",
     )  # fmt: skip
     return read_rows(folder / "part.h5")
@@ -253,6 +256,64 @@ def test_headers_give_sky_units_and_flags(tmp_path):
         assert part.attrs["unit"] == "Jy/beam"
 
 
+#: 4 x 2 pixels where the scale is that of CELESTIAL.
+BEAM = {"BMAJ": 4e-4, "BMIN": 2e-4, "BPA": 30.0}
+
+
+def test_the_beam_smooths_the_noise_of_its_own_images(tmp_path, caplog):
+    write(tmp_path / "a.fits", (2, 8, 8), 1, **CELESTIAL | BEAM)
+    write(tmp_path / "b.fits", (8, 8), 2, **CELESTIAL)
+    write(tmp_path / "c.fits", (8, 8), 3, **BEAM)
+    write(tmp_path / "d.fits", (8, 8), 4, **CELESTIAL | BEAM | {"CDELT1": -2e-4, "CDELT2": 2e-4})
+    (manifest,) = scanned(tmp_path, [str(tmp_path)])
+    with caplog.at_level(logging.WARNING, logger="pipeline"):
+        rows = fitted(tmp_path, manifest, fit=FIT | {"correlation": "beam"})
+    pixels = np.sqrt(8)
+    assert rows["noise_fwhm"] == pytest.approx([pixels, pixels, np.nan, np.nan, pixels / 2], rel=1e-6, nan_ok=True)
+    assert "2 of 5 images: no beam in pixels; noise_fwhm is estimated" in caplog.text
+
+
+def test_a_source_no_larger_than_the_beam_is_unresolved(tmp_path):
+    for name, beam in (("a", {}), ("b", BEAM), ("c", {"BMAJ": 1e-5, "BMIN": 1e-5})):
+        write(tmp_path / f"{name}.fits", (8, 8), 1, **CELESTIAL | beam)
+    (manifest,) = scanned(tmp_path, [str(tmp_path)])
+    rows = fitted(tmp_path, manifest)
+    assert np.isfinite(rows["deconvolved_major_limit"]).tolist() == [False, True, True]
+    assert (rows["flags"] & BIT["UNRESOLVED"] > 0).tolist() == [False, True, True]  # errors of the stand-in are large
+    assert rows["deconvolved_major"][2] > 0
+
+
+def test_the_beam_of_a_stamp_is_that_of_its_middle(tmp_path, monkeypatch):
+    """Here on a map of the whole sky, where it is narrower in pixels towards a pole; also of the certificate's."""
+    monkeypatch.setattr(pipeline.fit, "fit_rows", good_fit)
+    sky = {"CTYPE1": "RA---CAR", "CTYPE2": "DEC--CAR", "CRVAL2": 0.0, "CRPIX1": 1.0, "CRPIX2": 1.0}
+    write(tmp_path / "a.fits", (100, 40), 1, **CELESTIAL | sky | {"CDELT1": -0.8, "CDELT2": 0.8, "BMAJ": 2, "BMIN": 2})
+    cutouts = {"positions": table_of(tmp_path / "p.csv", x=[20] * 4, y=[10, 40, 60, 90]), "size": 8}
+    (manifest,) = scanned(tmp_path, [str(tmp_path / "a.fits")], cutouts=cutouts)
+    rows = fitted(tmp_path, manifest, fit=FIT | {"correlation": "beam"}, cutouts=cutouts)
+    middle = np.radians(0.8 * (rows["y0"] - 2 + 3.5))  # the stand-in finds everything at (2, 2)
+    assert rows["noise_fwhm"] == pytest.approx(2.5 / np.sqrt(np.cos(middle)), rel=1e-3)
+    chosen, reading = jobs._chosen([tmp_path / "part.h5"], 100), READING | {"cutouts": cutouts, "folder": tmp_path}
+    ((_, found),) = batches.of_rows(chosen, [manifest], 4, reading, beams=True)
+    again = dict(zip(found["image_id"], map(kernel_fwhm, found["kernel"]), strict=True))
+    assert again == dict(zip(rows["image_id"], rows["noise_fwhm"], strict=True))
+
+
+def test_the_certificate_knows_the_beam(tmp_path, monkeypatch):
+    seen = []
+
+    def watched(*stack, correlation, **settings):
+        seen.append(correlation)
+        return good_fit(*stack, correlation=correlation, **settings)
+
+    monkeypatch.setattr(pipeline.fit, "fit_rows", watched)
+    write(tmp_path / "a.fits", (4, 8, 8), 1, **CELESTIAL | BEAM)
+    certified(tmp_path, scanned(tmp_path, [str(tmp_path / "a.fits")]), fit=FIT | {"correlation": "beam"})
+    run, again = seen
+    assert run.shape == (4, 3)
+    np.testing.assert_array_equal(again, run)
+
+
 def test_the_unit_of_a_table_column_is_its_own(tmp_path):
     column = fits.Column("Flux", "64E", "e/s", dim="(8,8)", array=np.ones((4, 8, 8), np.float32))
     fits.BinTableHDU.from_columns([fits.Column("TIME", "D", "d", array=np.arange(4)), column]).writeto(
@@ -418,15 +479,15 @@ def good_fit(data, mask, noise_map, *, background, scale, **settings):
     return rows | errors | {name: np.full(len(data), value) for name, value in rest.items()}, covariances
 
 
-def certified(folder: Path, manifests: list[Path], sources: int = 100, **reading) -> dict[str, np.ndarray]:
+def certified(folder: Path, manifests: list[Path], sources: int = 100, fit=FIT, **reading) -> dict[str, np.ndarray]:
     """The certificate of a run on these shards."""
     parts = []
     for manifest in manifests:
-        fitted(folder, manifest, **reading)
+        fitted(folder, manifest, fit=fit, **reading)
         parts.append((folder / "part.h5").rename(manifest.with_suffix(".h5")))
     jobs.certificate(
         folder / "certificate.h5", folder / "certificate.json", parts=parts, manifests=manifests,
-        reading=READING | reading, fit=FIT, sources=sources, detections=folder / "detections", log="", gpu=0, cache="",
+        reading=READING | reading, fit=fit, sources=sources, detections=folder / "detections", log="", gpu=0, cache="",
     )  # fmt: skip
     return read_rows(folder / "certificate.h5", table="certificate")
 

@@ -11,7 +11,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from pipeline import sky
-from pipeline.columns import BEAM, SKY
+from pipeline.columns import BEAM, LIMITS, SKY
 
 SHAPES = ("fwhm_major_sky", "fwhm_minor_sky", "pa_sky")
 RESOLVED = ("deconvolved_major", "deconvolved_minor", "deconvolved_pa")
@@ -86,7 +86,7 @@ def sources():
 
 def test_columns_are_those_of_the_catalogue(sources):
     columns = columns_of(sky.celestial(header()), None, *sources)
-    assert sorted(columns) == sorted([*SKY, *BEAM, *(f"{name}_err" for name in (*SKY, *BEAM))])
+    assert sorted(columns) == sorted([*SKY, *BEAM, *LIMITS, *(f"{name}_err" for name in (*SKY, *BEAM))])
     assert all(values.shape == (20,) and values.dtype == np.float64 for values in columns.values())
 
 
@@ -129,7 +129,9 @@ def test_a_round_source_has_widths_with_errors_and_no_angle():
     # Made by hand: derivatives of a real WCS are round to ten digits only.
     point = np.array([[1.0, 0.0, 0.0], [0.0, -SCALE / sky.ARCSEC, 0.0], [0.0, 0.0, SCALE / sky.ARCSEC]])[None]
     params = np.array([[10.0, 10.0, 1.0, 2.0, 0.0, 0.0]])
-    values, errors = sky._in_chunks(sky._beam_shape((1.0, 1.0, 0.0))[None], params, cov[None], point, point)
+    values, errors, _ = sky._in_chunks(
+        sky._sky_rows, sky._beam_shape((1.0, 1.0, 0.0))[None], params, cov[None], point, point
+    )
     fwhm = np.sqrt(8 * np.log(2)) * SCALE
     np.testing.assert_allclose(values[0, 2:4], 2 * fwhm)
     np.testing.assert_allclose(errors[0, 2:4], 0.1 * fwhm)
@@ -428,6 +430,38 @@ def test_the_beam_lies_in_the_system_of_the_image():
     assert angle_between(columns["deconvolved_pa"], 80.0 + turn) == pytest.approx(0, abs=1e-3)
 
 
+def test_noise_is_smoothed_with_the_beam_in_pixels():
+    """The inverse of a kernel is the covariance of the beam in pixels, wherever on whatever sky."""
+    beam, places = (5.0, 3.0, 50.0), np.array([[10.0, 10.0], [300.0, -80.0], [0.0, 40.0]])
+    wide = header(CTYPE1="RA---SIN", CTYPE2="DEC--SIN", CDELT1=-0.1, CDELT2=0.1)
+    headers = [header(**turned(33.0, flip=-1)), header(CDELT1=2e-4, CRVAL2=60.0), wide]
+    wcs = [sky.celestial(one) for one in headers]
+    kernels = sky.beam_kernels([(one, beam, places[: i + 1]) for i, one in enumerate(wcs)])
+    assert kernels.shape == (6, 3)
+    wanted = []
+    for i, one in enumerate(wcs):
+        for x, y in places[: i + 1]:
+            slopes = pixel_slopes(one, SkyCoord(*one.all_pix2world(x, y, 0), unit="deg"))
+            wanted.append(np.linalg.inv(slopes @ ellipse(*beam) @ slopes.T)[[0, 0, 1], [0, 1, 1]])
+    np.testing.assert_allclose(kernels, wanted, rtol=1e-5)
+    assert np.max(np.ptp(kernels[3:], axis=0)) > 0.1 * kernels[3, 0]  # the projection shows
+
+
+def test_the_beam_in_pixels_does_not_depend_on_the_system():
+    """It lies in the system of the image, so that nothing turns it on its way to the pixels."""
+    cards = {"CTYPE1": "GLON-TAN", "CTYPE2": "GLAT-TAN", "CRVAL1": 40.0, "CRVAL2": 30.0}
+    place, beam = np.array([[10.0, 10.0]]), (4.0, 2.0, 90.0)
+    (kernel,) = sky.beam_kernels([(sky.celestial(header(**cards)), beam, place)])
+    np.testing.assert_allclose(kernel, 8 * np.log(2) * SCALE**2 * np.array([1 / 16, 0, 1 / 4]), rtol=1e-6, atol=1e-6)
+
+
+def test_without_beam_or_sky_there_is_no_kernel():
+    place = np.zeros((2, 2))
+    wcs = sky.celestial(header(CTYPE1="RA---SIN", CTYPE2="DEC--SIN", CDELT1=-1.0, CDELT2=1.0))
+    headers = [(wcs, None, place), (None, (4.0, 2.0, 90.0), place), (wcs, (4.0, 2.0, 90.0), place + 1e4)]
+    assert np.isnan(sky.beam_kernels(headers)).all()
+
+
 def test_unresolved_axes_are_nan():
     beam = (4.0, 2.0, 90.0)
     wcs = sky.celestial(header())
@@ -443,6 +477,35 @@ def test_unresolved_axes_are_nan():
     # The beam itself comes out as a point, to the precision of the derivatives of the WCS.
     assert np.nan_to_num(found["beam"]["deconvolved_major"]) < 1e-3
     assert np.isfinite([found["none"][name] for name in SHAPES]).all()
+
+
+def test_limits_lie_some_errors_of_squares_above_the_widths():
+    wcs, beam = sky.celestial(header()), (4.0, 2.0, 90.0)
+    cov = np.diag([0, 0, 0, 1e-4, 1e-4, 1e-4])
+    sizes = {"long": (6.0, 2.5), "thin": (6.0, 1.5), "point": (3.9, 1.9)}
+    found = {
+        name: one(wcs, to_params(10.0, 10.0, ellipse(*size, 90.0) / SCALE**2), cov, beam)
+        for name, size in sizes.items()
+    }
+    for name, errors in (("major", 1.645), ("minor", 2.45)):
+        width, error = (found["long"][f"deconvolved_{name}{end}"] for end in ("", "_err"))
+        limit = found["long"][f"deconvolved_{name}_limit"]
+        assert limit**2 - width**2 == pytest.approx(errors * 2 * width * error, rel=1e-9)
+    # The error of a square does not depend on the beam, that of its root would be infinite at the beam.
+    square = 2 * found["thin"]["fwhm_minor_sky"] * found["thin"]["fwhm_minor_sky_err"]
+    assert found["thin"]["deconvolved_minor_limit"] ** 2 == pytest.approx(2.45 * square, rel=1e-6)
+    assert 0 < found["point"]["deconvolved_minor_limit"] <= found["point"]["deconvolved_major_limit"] < 4
+    flags = [sky.unresolved({k: np.array([v]) for k, v in columns.items()}).item() for columns in found.values()]
+    assert flags == [False, False, True]
+
+
+def test_what_has_no_errors_has_no_limits_and_is_not_called_unresolved(sources):
+    params, cov = sources
+    wcs, beam = sky.celestial(header()), (9.0, 9.0, 0.0)
+    assert sky.unresolved(columns_of(wcs, beam, params, cov)).any()
+    for columns in (columns_of(wcs, beam, params, np.full_like(cov, np.nan)), columns_of(wcs, None, params, cov)):
+        assert np.isnan([columns[name] for name in LIMITS]).all()
+        assert not sky.unresolved(columns).any()
 
 
 def test_without_beam_nothing_is_deconvolved(sources):
