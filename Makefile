@@ -23,6 +23,10 @@ $(error the path "$(CURDIR)" has a space in it, and Snakemake starts no script u
 endif
 
 VENV = .venv/bin/python
+# What a profile needs, and the test of a cluster run where there is SLURM. Not for all: once it is installed, the plugin
+# lets no Snakemake start on a machine without `which`.
+PLUGIN = $(shell grep -qs '^executor: *slurm' workflow/profiles/$(PROFILE)/config.yaml && echo .venv/installed-slurm)
+TESTED = $(shell PATH=$$PATH:/usr/sbin command -v slurmctld >/dev/null && echo .venv/installed-slurm)
 INSTALLED = .venv/installed$(JAX:%=-%)
 # What a run without further arguments has brought up to date.
 UP_TO_DATE = import yaml; folder = yaml.safe_load(open('config.yaml')).get('results', 'results'); \
@@ -42,17 +46,17 @@ help:
 	@echo 'make calibrate  measure convergence and coverage by simulation, write docs/calibration.md'
 	@echo 'make picture draw the picture of README.md'
 	@echo 'make tables  write the tables of README.md from the schema and the column definitions'
-	@echo 'make lock    write requirements.txt from pyproject.toml; ARGS=--upgrade: with the newest versions'
+	@echo 'make lock    write requirements*.txt from pyproject.toml; ARGS=--upgrade: with the newest versions'
 	@echo 'make clean   remove .venv and the caches of tools; results and data stay'
 	@echo 'PYTHON=python3.12 names the Python to use. The first command installs all it needs into .venv.'
 
-run: $(INSTALLED)
+run: $(INSTALLED) $(PLUGIN)
 	@$(VENV) -m snakemake --workflow-profile profiles/$(PROFILE) $(ARGS)
 	$(if $(ARGS),,@$(VENV) -c "$(UP_TO_DATE)")
 
 # A file is tested by one worker: what its tests share, whole runs and a cluster among it, is made once. Marks of
 # pytest-xdist for groups do nothing with pytest 9.2.
-test: $(INSTALLED)
+test: $(INSTALLED) $(TESTED)
 	$(VENV) -m ruff check
 	$(VENV) -m ruff format --check
 	$(VENV) -m snakefmt --check Snakefile workflow
@@ -76,8 +80,10 @@ tables: .venv/installed
 lock:
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder" \
 	&& "$$folder/bin/python" -m pip install --quiet --disable-pip-version-check uv \
-	&& "$$folder/bin/uv" pip compile pyproject.toml --extra test --extra bench --extra slurm --universal --python-version 3.11 \
-	    --fork-strategy fewest --no-header --quiet --output-file requirements.txt $(ARGS)
+	&& lock() { "$$folder/bin/uv" pip compile pyproject.toml --universal --python-version 3.11 --fork-strategy fewest \
+	    --no-header --quiet --output-file "$$@" $(ARGS); } \
+	&& lock requirements.txt --extra test --extra bench \
+	&& lock requirements-slurm.txt --extra slurm --constraint requirements.txt
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -91,6 +97,11 @@ clean:
 	@echo 'Installing the pinned packages into .venv: once, a few minutes.'
 	@$(PYTHON) -m venv --clear .venv
 	@$(VENV) -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@touch $@
+
+.venv/installed-slurm: .venv/installed requirements-slurm.txt
+	@echo 'Installing the SLURM plugin of Snakemake.'
+	@$(VENV) -m pip install --quiet --disable-pip-version-check --requirement requirements-slurm.txt
 	@touch $@
 
 .venv/installed-%: .venv/installed

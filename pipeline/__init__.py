@@ -3,10 +3,10 @@
 columns      what a catalogue row is: columns, units, flags
 config       the config, checked and completed
 files        outputs that appear whole or not at all
+carry        what goes along from headers and tables into the catalogue
 hdus         what a FITS file holds
 images       FITS <-> arrays, masks, uncertainty maps
 detection    sources found in larger images, and what of a stamp belongs to others
-carry        what goes along from headers and tables into the catalogue
 shards       which job fits which images
 origin       what a part of the catalogue was made of
 model        the Gaussian and what is derived from it

@@ -3,7 +3,7 @@
 Layout of a catalogue, format version 1; a part has the first three and no metadata beside them, and of what goes along
 with images the texts in ``/carried``, whose attribute ``kinds`` tells what they are, see `pipeline.carry`::
 
-    /                       attributes format, format_version, unit, unit_note
+    /                       attributes format, format_version, unit, unit_note; of a part also origin, JSON
     /catalogue              table of columns.COLUMNS and then of what goes along, one row an image
     /covariance/<name>      (n, p, p) float64, rows as in /catalogue, attribute parameters = order of the p axes
     /rejected               table of columns.REJECTED, one row an image that could not be read
@@ -19,11 +19,12 @@ UTF-8 in bytes; bytes of a file name that are not UTF-8 are kept as they are (pa
 parts give the same file, byte by byte.
 """
 
+import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -78,6 +79,7 @@ def write_part(
     rejected: Iterable[tuple],
     unit: str,
     carried: Mapping[str, Sequence[Value]] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the part of the catalogue that one shard gives.
 
@@ -96,6 +98,8 @@ def write_part(
         BUNIT of the images, "" where they have none; where they differ, one a line.
     carried : dict of sequences of n values, optional
         What goes along with the images.
+    origin : dict, optional
+        What the rows come from; its ``digest`` is that of `origin.part_digest`. JSON.
 
     Raises
     ------
@@ -112,7 +116,7 @@ def write_part(
     shape = (len(tables["catalogue"]), len(parameters), len(parameters))
     _check_names(path, "covariances", covariance, COVARIANCES)
     with replacing(path) as temporary, h5py.File(temporary, "w", locking="best-effort") as file:
-        file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, unit=unit)
+        file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, unit=unit, origin=json.dumps(origin or {}))
         for name, array in tables.items():
             _create_table(file, name, len(array), array.dtype)[...] = array
         if carried:
@@ -124,17 +128,33 @@ def write_part(
             _create_covariance(file, name, shape[0], parameters)[...] = covariance[name]
 
 
-def write_certificate(path: str | Path, certificate: Mapping[str, np.ndarray]) -> None:
+def write_certificate(path: str | Path, certificate: Mapping[str, np.ndarray], origin: Mapping[str, Any]) -> None:
     """Write a certificate, columns of `columns.CERTIFICATE`, as a file of its own; `read_rows` reads it."""
     rows = _pack(path, CERTIFICATE, certificate)
     with replacing(path) as temporary, h5py.File(temporary, "w", locking="best-effort") as file:
+        file.attrs["origin"] = json.dumps(origin)
         _create_table(file, "certificate", len(rows), rows.dtype)[...] = rows
+
+
+def read_origin(path: str | Path) -> dict[str, Any]:
+    """What the rows of a part, or a certificate, come from."""
+    with _open(path) as file:
+        return json.loads(file.attrs["origin"])
+
+
+def is_of(part: str | Path, digest: str) -> bool:
+    """Whether a part is there, whole, and made of what has this digest."""
+    try:
+        return read_origin(part).get("digest") == digest
+    except (OSError, KeyError, ValueError):
+        return False
 
 
 def merge(
     parts: Sequence[str | Path],
     path: str | Path,
     *,
+    digests: Sequence[str] | None = None,
     truth: Mapping[str, np.ndarray] | None = None,
     certificate: Mapping[str, np.ndarray] | None = None,
     provenance: Mapping[str, str],
@@ -146,6 +166,8 @@ def merge(
     ----------
     parts : sequence of paths
         Files of `write_part`, at least one; a part may have no rows.
+    digests : sequence of str, optional
+        What the parts must be made of. Each is looked at where its rows are read: another job may replace it meanwhile.
     path : path
         Replaced as a whole or not at all.
     truth : dict of (m,) arrays, optional
@@ -161,7 +183,8 @@ def merge(
     Raises
     ------
     ValueError
-        If there is no part, if parts disagree in format, columns or parameters, or if the truth of a row is missing.
+        If there is no part, if one is not what it must be, if parts disagree in format, columns or parameters, or if
+        the truth of a row is missing.
 
     Notes
     -----
@@ -171,7 +194,8 @@ def merge(
     if not parts:
         msg = f"{path}: no parts to merge, wanted one a shard"
         raise ValueError(msg)
-    heads = [_inspect(part) for part in parts]
+    wanted: Sequence[str | None] = digests or [None] * len(parts)
+    heads = [_inspect(part, digest) for part, digest in zip(parts, wanted, strict=True)]
     for part, head in zip(parts, heads, strict=True):
         if head.parameters != heads[0].parameters:
             msg = f"{part}: parameters {head.parameters}, but {parts[0]} has {heads[0].parameters}"
@@ -210,8 +234,8 @@ def merge(
             truth = {name: np.asarray(values)[order] for name, values in truth.items()}
             truth_rows = table("truth", TRUTH, _dtype(TRUTH, widths["catalogue"]), count)
         done = dict.fromkeys(outputs, 0)
-        for part in parts:
-            with _open(part) as source:
+        for part, digest in zip(parts, wanted, strict=True):
+            with _open(part, digest) as source:
                 for name, output in outputs.items():
                     first = done[name]
                     for slab in _slabs(source[name]):
@@ -254,9 +278,13 @@ def read_rows(
     stop: int | None = None,
     *,
     table: str = "catalogue",
+    digest: str | None = None,
 ) -> dict[str, np.ndarray]:
-    """Rows ``start..stop-1`` of a table as a dict of columns (all by default); text as an object array of str."""
-    with _open(path) as file:
+    """Rows ``start..stop-1`` of a table as a dict of columns (all by default); text as an object array of str.
+
+    digest : what the part must be made of, else a ValueError.
+    """
+    with _open(path, digest) as file:
         dataset = file[table]
         names = list(dataset.dtype.names if columns is None else columns)
         rows = dataset.fields(names)[start:stop]
@@ -275,8 +303,8 @@ class _Head(NamedTuple):
     carried: dict[str, str]
 
 
-def _inspect(part: str | Path) -> _Head:
-    with _open(part) as file:
+def _inspect(part: str | Path, digest: str | None) -> _Head:
+    with _open(part, digest) as file:
         got = file.attrs.get("format"), file.attrs.get("format_version")
         if got != (FORMAT, FORMAT_VERSION):
             msg = f"{part}: format {got}, wanted {(FORMAT, FORMAT_VERSION)}"
@@ -422,13 +450,19 @@ def _slabs(dataset: h5py.Dataset) -> Iterator[np.ndarray]:
         yield dataset[start : start + rows]
 
 
-def _open(path: str | Path) -> h5py.File:
+def _open(path: str | Path, digest: str | None = None) -> h5py.File:
+    """A file to read; a part only if it is made of what has this digest, where there is one."""
     try:
-        return h5py.File(path, "r", locking="best-effort")
+        file = h5py.File(path, "r", locking="best-effort")
     except OSError as error:
         # h5py says what is wrong, but not with which file.
         msg = f"{path}: cannot be read as HDF5: {error}"
         raise OSError(msg) from error
+    if digest is not None and json.loads(file.attrs.get("origin", "{}")).get("digest") != digest:
+        file.close()
+        msg = f"{path}: a job of an earlier run has written it, of other images or settings; give the command again"
+        raise ValueError(msg)
+    return file
 
 
 def _encode(text: str | bytes) -> bytes:

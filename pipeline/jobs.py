@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +15,12 @@ from astropy.io import fits
 
 from pipeline import __version__, batches, runtime
 from pipeline.carry import Value
-from pipeline.catalogue import merge, read_rows, write_certificate, write_part
+from pipeline.catalogue import merge, read_origin, read_rows, write_certificate, write_part
 from pipeline.certificate import DONORS, NEEDED, certify, choose, inject
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, HARMLESS, PARAMETERS, empty_rows, parameter_names
 from pipeline.detection import forget_others
-from pipeline.files import replacing
 from pipeline.images import Block, corners_of, identities, list_files, near_middle, scan_file
-from pipeline.origin import digest, is_of
+from pipeline.origin import list_digest, part_digest, write_list
 from pipeline.shards import assign, image_ids, read_manifest, write_manifests
 
 #: Seconds between two lines on how far a job has come.
@@ -53,6 +51,7 @@ def scan(
     files: list[str],
     reading: Mapping[str, Any],
     shard_size: int,
+    listing: str,
     detections: str | Path,
     log: str,
 ) -> None:
@@ -61,7 +60,7 @@ def scan(
     Parameters
     ----------
     shards : path
-        Written: the names of the shards in the order of the catalogue, one a line.
+        Written: the names of the shards in the order of the catalogue, see `pipeline.origin`.
     manifests : path
         Folder of the manifests, one a shard; one whose bytes stay the same is not touched.
     files : list of str
@@ -70,6 +69,8 @@ def scan(
         The section ``images`` of the config but its ``files``.
     shard_size : int
         Images a shard, about.
+    listing : str
+        Digest of the files as they were when the run began.
     detections : path
         Folder of what was found in larger images, see `pipeline.detection`.
 
@@ -101,15 +102,13 @@ def scan(
         msg = f"images.files: nothing found under {', '.join(files)}, wanted FITS files"
         raise ValueError(msg)
     # Last, so that after a kill the list is only there if all manifests are.
-    with replacing(shards) as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in names))
+    write_list(shards, list_digest(files, reading, shard_size, listing), names)
     images = sum(block.stop - block.start for block in blocks)
     runtime.LOG.info("%d images in %d files, %d shards; %d rejected", images, len(found), len(names), len(rejected))
 
 
 def fit(
     part: str,
-    origin: str,
     *,
     manifest: str,
     reading: Mapping[str, Any],
@@ -124,10 +123,8 @@ def fit(
     Parameters
     ----------
     part : path
-        Written: the shard's part of the catalogue, rows in the order of the manifest.
-    origin : path
-        Written: what the numbers come from (device, versions, digests of manifest and settings, and of the pixels), and
-        how many images took how many seconds; JSON.
+        Written: the shard's part of the catalogue, rows in the order of the manifest, and what they come from (device,
+        versions, digests of manifest and settings, and of the pixels, how many images took how many seconds).
     manifest : path
         The shard's blocks, by `scan`.
     reading, fit : dict
@@ -141,7 +138,7 @@ def fit(
     from pipeline.fit import fit_rows  # here, because what imports jax must come after start_jax
 
     began = time.monotonic()
-    made_of = digest(manifest, reading, fit)  # now: the manifest may change while the job runs
+    made_of = part_digest(manifest, reading, fit)  # now: the manifest may change while the job runs
     blocks, rejected = read_manifest(manifest)
     parameters = parameter_names(fit["background"], fit["scale"])
     settings = {**fit, "near": near_middle(reading["cutouts"])}
@@ -172,16 +169,7 @@ def fit(
         runtime.share_cache()
     # Images of several sizes are fitted size by size; the catalogue has them in the order of the manifest.
     order = np.argsort(np.concatenate(positions))
-    write_part(
-        part,
-        {column.name: np.concatenate([batch[column.name] for batch in rows])[order] for column in COLUMNS},
-        {kind: np.concatenate([batch[kind] for batch in covariances])[order] for kind in COVARIANCES},
-        parameters,
-        rejected,
-        "\n".join(sorted(units)),
-        {name: [values[i] for i in order.tolist()] for name, values in carried.items()},
-    )
-    facts = {
+    origin = {
         "images": len(order),
         "rejected": len(rejected),
         "seconds": round(time.monotonic() - began, 3),
@@ -190,14 +178,21 @@ def fit(
         "digest": made_of,
         "pixels": pixels.hexdigest(),
     }
-    with replacing(origin) as temporary:
-        temporary.write_text(json.dumps(facts, indent=1))
-    runtime.LOG.info("%(images)d images fitted in %(seconds)g s, %(rejected)d rejected", facts)
+    write_part(
+        part,
+        {column.name: np.concatenate([batch[column.name] for batch in rows])[order] for column in COLUMNS},
+        {kind: np.concatenate([batch[kind] for batch in covariances])[order] for kind in COVARIANCES},
+        parameters,
+        rejected,
+        "\n".join(sorted(units)),
+        {name: [values[i] for i in order.tolist()] for name, values in carried.items()},
+        origin,
+    )
+    runtime.LOG.info("%(images)d images fitted in %(seconds)g s, %(rejected)d rejected", origin)
 
 
 def certificate(
     path: str,
-    origin: str,
     *,
     parts: Sequence[str],
     manifests: Sequence[str],
@@ -214,9 +209,7 @@ def certificate(
     Parameters
     ----------
     path : path
-        Written: the certificate.
-    origin : path
-        Written: how many sources took how many seconds, on what; JSON.
+        Written: the certificate, and how many sources took how many seconds, on what.
     parts, manifests : sequences of paths
         What `fit` wrote and what it was given, by shard.
     reading, fit : dict
@@ -231,7 +224,7 @@ def certificate(
     from pipeline.fit import fit_rows  # here, because what imports jax must come after start_jax
 
     began = time.monotonic()
-    rows = _chosen(parts, sources)
+    rows = _chosen(parts, [part_digest(manifest, reading, fit) for manifest in manifests], sources)
     beams = fit["correlation"] == "beam"
     images = batches.of_rows(rows, manifests, DONORS, {**reading, "folder": detections}, beams=beams)
     settings = {**fit, "near": near_middle(reading["cutouts"])}
@@ -239,12 +232,11 @@ def certificate(
         inject(stack, found, fit_rows, {**settings, "correlation": found["kernel"]} if beams else settings)
         for stack, found in images
     ]
-    write_certificate(path, certify(trials, parameter_names(fit["background"], fit["scale"])))
+    table = certify(trials, parameter_names(fit["background"], fit["scale"]))
     count = sum(len(part.snr) for part in trials)
-    facts = {"sources": count, "seconds": round(time.monotonic() - began, 3), "device": device}
-    with replacing(origin) as temporary:
-        temporary.write_text(json.dumps(facts, indent=1))
-    runtime.LOG.info("%(sources)d sources put in and fitted in %(seconds)g s", facts)
+    origin = {"sources": count, "seconds": round(time.monotonic() - began, 3), "device": device}
+    write_certificate(path, table, origin)
+    runtime.LOG.info("%(sources)d sources put in and fitted in %(seconds)g s", origin)
     if not count:
         runtime.LOG.warning("no errors certified: fewer than %d good rows of one image size", DONORS)
 
@@ -253,7 +245,6 @@ def catalogue(
     path: str,
     *,
     parts: Sequence[str],
-    origins: Sequence[str],
     manifests: Sequence[str],
     reading: Mapping[str, Any],
     stacks: Sequence[str],
@@ -268,8 +259,8 @@ def catalogue(
     ----------
     path : path
         Written: the catalogue.
-    parts, origins, manifests : sequences of paths
-        What `fit` wrote, and of which images, by shard.
+    parts, manifests : sequences of paths
+        What `fit` wrote and what it was given, by shard.
     reading : dict
         As for `scan`.
     stacks, truths : sequences of paths
@@ -285,16 +276,13 @@ def catalogue(
         If a part is of other images or settings than these.
     """
     runtime.start_log(log)
-    for part, origin, manifest in zip(parts, origins, manifests, strict=True):
-        if not is_of(origin, digest(manifest, reading, config["fit"])):
-            msg = f"{part}: a job of an earlier run has written it, of other images or settings; give the command again"
-            raise ValueError(msg)
     merge(
         parts,
         path,
+        digests=[part_digest(manifest, reading, config["fit"]) for manifest in manifests],
         truth=_truth(stacks, truths) if truths else None,
         certificate=read_rows(certificates[0], table="certificate") if certificates else None,
-        provenance=_provenance(origins, config),
+        provenance=_provenance(parts, config),
         image_units={"scale": ""} if config["images"]["uncertainty"] is not None else {},
     )
     flags, rejected = read_rows(path, ["flags"])["flags"], read_rows(path, ["reason"], table="rejected")["reason"]
@@ -309,7 +297,7 @@ def report(
     path: str,
     *,
     catalogue: str,
-    origins: Sequence[str],
+    parts: Sequence[str],
     certificates: Sequence[str],
     reading: Mapping[str, Any],
     config: Mapping[str, Any],
@@ -320,10 +308,10 @@ def report(
     runtime.start_log(log)
     from pipeline.report import write_report  # here, because no other job draws
 
-    facts = _facts(origins)
-    benchmarks = [(shard, fact["seconds"], fact["images"]) for shard, fact in facts.items()]
+    origins = _origins(parts)
+    benchmarks = [(shard, origin["seconds"], origin["images"]) for shard, origin in origins.items()]
     images = {**reading, "folder": detections}
-    seconds = sum(fact["seconds"] for fact in _facts(certificates).values())
+    seconds = sum(origin["seconds"] for origin in _origins(certificates).values())
     write_report(catalogue, path, images=images, benchmarks=benchmarks, config=config, certificate_seconds=seconds)
 
 
@@ -375,12 +363,12 @@ def _move_to_parent(rows: dict[str, np.ndarray], here: slice, block: Block, star
     rows["flags"][here] |= np.where(edge < rows["sigma_major"][here], BIT["NEAR_EDGE"], 0)
 
 
-def _chosen(parts: Sequence[str], sources: int) -> dict[str, np.ndarray]:
+def _chosen(parts: Sequence[str], digests: Sequence[str], sources: int) -> dict[str, np.ndarray]:
     """The rows of all parts whose sources are put in, with the number of their part as the column ``part``."""
     wanted = ["image_id", "flags", *NEEDED]
     chosen: dict[str, np.ndarray] = {}
-    for number, part in enumerate(parts):
-        rows = read_rows(part, wanted)
+    for number, (part, digest) in enumerate(zip(parts, digests, strict=True)):
+        rows = read_rows(part, wanted, digest=digest)
         rows["part"] = np.full(len(rows["flags"]), number)
         rows = {name: values[choose(rows, sources)] for name, values in rows.items()}
         chosen = {name: np.concatenate([chosen.get(name, values[:0]), values]) for name, values in rows.items()}
@@ -402,14 +390,14 @@ def _truth(stacks: Sequence[str], truths: Sequence[str]) -> dict[str, np.ndarray
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
 
-def _facts(origins: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _origins(files: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What `fit` told of each shard, by its name; or `certificate`."""
-    return {Path(origin).stem: json.loads(Path(origin).read_text()) for origin in origins}
+    return {Path(file).stem: read_origin(file) for file in files}
 
 
-def _provenance(origins: Sequence[str], config: Mapping[str, Any]) -> dict[str, str]:
+def _provenance(parts: Sequence[str], config: Mapping[str, Any]) -> dict[str, str]:
     """Config, versions, device and inputs as texts; where shards differ in version or device, all there were."""
-    facts = _facts(origins)
+    facts = _origins(parts)
     versions = {name: {fact["versions"][name] for fact in facts.values()} for name in _versions()}
     inputs = {shard: {key: fact[key] for key in ("images", "digest", "pixels")} for shard, fact in facts.items()}
     return {

@@ -255,7 +255,7 @@ def test_a_certificate_is_a_table_and_corrects_the_errors(tmp_path, merged):
     rows = rows_of(5)
     rows["snr"] = np.array([3.0, 7.0, 20.0, np.nan, 1e3])
     catalogue.write_part(tmp_path / "p.h5", rows, covariance_of(5), PARAMETERS, [], "Jy/beam")
-    catalogue.write_certificate(tmp_path / "certificate.h5", certificate)
+    catalogue.write_certificate(tmp_path / "certificate.h5", certificate, {})
     kept = catalogue.read_rows(tmp_path / "certificate.h5", table="certificate")
     np.testing.assert_equal(kept, certificate)
     catalogue.merge([tmp_path / "p.h5"], tmp_path / "c.h5", certificate=kept, provenance={})
@@ -267,6 +267,23 @@ def test_a_certificate_is_a_table_and_corrects_the_errors(tmp_path, merged):
     np.testing.assert_array_equal(ours["background_x_err_cal"], ours["background_x_err"])
     assert catalogue.read_summary(tmp_path / "c.h5").has_certificate
     assert not catalogue.read_summary(merged).has_certificate
+
+
+def test_a_part_that_is_replaced_while_parts_are_merged_is_refused(tmp_path, monkeypatch):
+    def write(digest):
+        origin = {"digest": digest}
+        catalogue.write_part(tmp_path / "p.h5", rows_of(3), covariance_of(3), PARAMETERS, [], "Jy", None, origin)
+        return ""
+
+    write("these")
+    catalogue.merge([tmp_path / "p.h5"], tmp_path / "c.h5", digests=["these"], provenance={})
+    assert catalogue.is_of(tmp_path / "p.h5", "these")
+    assert not catalogue.is_of(tmp_path / "p.h5", "others")
+    common_unit = catalogue._common_unit
+    monkeypatch.setattr(catalogue, "_common_unit", lambda units: write("others") or common_unit(units))
+    with pytest.raises(ValueError, match=r"p\.h5: a job of an earlier run has written it"):
+        catalogue.merge([tmp_path / "p.h5"], tmp_path / "d.h5", digests=["these"], provenance={})
+    assert not (tmp_path / "d.h5").exists()
 
 
 def test_flag_bits_and_provenance(merged):

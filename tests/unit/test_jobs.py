@@ -1,6 +1,5 @@
 """Jobs: the order of rows, images that cannot be read, what headers add. The fit itself is a stand-in."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -12,10 +11,11 @@ from astropy.table import MaskedColumn, Table
 
 import pipeline.fit
 from pipeline import batches, jobs, runtime
-from pipeline.catalogue import merge, read_rows, read_summary
+from pipeline.catalogue import merge, read_origin, read_rows, read_summary
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, empty_rows, parameter_names
 from pipeline.config import check_config
 from pipeline.correlation import kernel_fwhm
+from pipeline.origin import read_list
 
 READING = {key: value for key, value in check_config({})["images"].items() if key != "files"}
 FIT = {"background": "constant", "scale": "fit", "uncertainty": "pooled", "correlation": "none"}
@@ -49,24 +49,28 @@ def scanned(folder: Path, files: list[str], shard_size: int = 1000, **reading) -
     """Manifests of the shards of some files."""
     jobs.scan(
         folder / "shards.txt", folder / "shards", files=files, reading=READING | reading, shard_size=shard_size,
-        detections=folder / "detections", log="",
+        listing="", detections=folder / "detections", log="",
     )  # fmt: skip
-    return [folder / "shards" / f"{name}.csv" for name in (folder / "shards.txt").read_text().split()]
+    return [folder / "shards" / f"{name}.csv" for name in read_list(folder / "shards.txt")[1]]
 
 
 def fitted(folder: Path, manifest: Path, *, fit=FIT, **reading) -> dict[str, np.ndarray]:
     """Rows of the part that a manifest gives."""
     jobs.fit(
-        folder / "part.h5", folder / "part.json", manifest=manifest, reading=READING | reading, fit=fit,
+        folder / "part.h5", manifest=manifest, reading=READING | reading, fit=fit,
         detections=folder / "detections", log="", gpu=0, cache="",
     )  # fmt: skip
     return read_rows(folder / "part.h5")
 
 
+def chosen_of(part: Path) -> dict[str, np.ndarray]:
+    return jobs._chosen([part], [read_origin(part)["digest"]], 100)
+
+
 def merged(folder: Path, manifest: Path, *, stacks=(), truths=(), fit=FIT, **reading) -> None:
     """The catalogue of one part."""
     jobs.catalogue(
-        folder / "catalogue.h5", parts=[folder / "part.h5"], origins=[folder / "part.json"], manifests=[manifest],
+        folder / "catalogue.h5", parts=[folder / "part.h5"], manifests=[manifest],
         reading=READING | reading, stacks=stacks, truths=truths, certificates=[],
         config={"fit": fit, "images": READING}, log="",
     )  # fmt: skip
@@ -293,7 +297,7 @@ def test_the_beam_of_a_stamp_is_that_of_its_middle(tmp_path, monkeypatch):
     rows = fitted(tmp_path, manifest, fit=FIT | {"correlation": "beam"}, cutouts=cutouts)
     middle = np.radians(0.8 * (rows["y0"] - 2 + 3.5))  # the stand-in finds everything at (2, 2)
     assert rows["noise_fwhm"] == pytest.approx(2.5 / np.sqrt(np.cos(middle)), rel=1e-3)
-    chosen, reading = jobs._chosen([tmp_path / "part.h5"], 100), READING | {"cutouts": cutouts, "folder": tmp_path}
+    chosen, reading = chosen_of(tmp_path / "part.h5"), READING | {"cutouts": cutouts, "folder": tmp_path}
     ((_, found),) = batches.of_rows(chosen, [manifest], 4, reading, beams=True)
     again = dict(zip(found["image_id"], map(kernel_fwhm, found["kernel"]), strict=True))
     assert again == dict(zip(rows["image_id"], rows["noise_fwhm"], strict=True))
@@ -453,7 +457,7 @@ def test_the_catalogue_joins_parts_truth_and_provenance(tmp_path):
     assert read_rows(tmp_path / "catalogue.h5", table="truth")["amp"].tolist() == [7, 8, 9]
     provenance = read_summary(tmp_path / "catalogue.h5").provenance
     assert set(provenance) == {"config", "versions", "device", "inputs"}
-    assert json.loads((tmp_path / "part.json").read_text())["pixels"] in provenance["inputs"]
+    assert read_origin(tmp_path / "part.h5")["pixels"] in provenance["inputs"]
 
 
 def test_a_part_of_other_images_or_settings_is_refused(tmp_path):
@@ -486,7 +490,7 @@ def certified(folder: Path, manifests: list[Path], sources: int = 100, fit=FIT, 
         fitted(folder, manifest, fit=fit, **reading)
         parts.append((folder / "part.h5").rename(manifest.with_suffix(".h5")))
     jobs.certificate(
-        folder / "certificate.h5", folder / "certificate.json", parts=parts, manifests=manifests,
+        folder / "certificate.h5", parts=parts, manifests=manifests,
         reading=READING | reading, fit=fit, sources=sources, detections=folder / "detections", log="", gpu=0, cache="",
     )  # fmt: skip
     return read_rows(folder / "certificate.h5", table="certificate")
@@ -499,7 +503,7 @@ def test_a_certificate_needs_groups_of_one_size_and_does_not_mind_shards(tmp_pat
     write(tmp_path / "c.fits", (3, 9, 8), 30)
     whole = certified(tmp_path, scanned(tmp_path, [str(tmp_path)]))
     assert whole["sources"].tolist() == [0, 8, 0, 0] * 8
-    assert json.loads((tmp_path / "certificate.json").read_text())["sources"] == 8
+    assert read_origin(tmp_path / "certificate.h5")["sources"] == 8
     monkeypatch.setattr(batches, "BATCH_PIXELS", 4 * 64)
     files = [str(tmp_path / name) for name in ("a.fits", "b.fits", "c.fits")]
     shards = [scanned(tmp_path, [file])[0].rename(f"{file}.csv") for file in reversed(files)]
@@ -513,7 +517,7 @@ def test_the_certificate_counts_from_the_first_pixel_of_stamps(tmp_path, monkeyp
     cutouts = {"positions": table_of(tmp_path / "p.csv", x=[20, 12], y=[15, 9]), "size": 8}
     (manifest,) = scanned(tmp_path, [str(tmp_path / "a.fits")], cutouts=cutouts)
     assert fitted(tmp_path, manifest, cutouts=cutouts)["x0"].tolist() == [19, 11] * 2
-    rows = jobs._chosen([tmp_path / "part.h5"], 100)
+    rows = chosen_of(tmp_path / "part.h5")
     ((stack, found),) = batches.of_rows(rows, [manifest], 4, READING | {"cutouts": cutouts, "folder": tmp_path})
     assert stack.data.shape == (4, 8, 8)
     for name in ("x0", "y0", "x0_start", "y0_start"):
@@ -542,7 +546,7 @@ def test_images_that_have_gone_are_left_out_of_the_certificate(tmp_path, monkeyp
             raise ValueError(msg)
         return read(block, start, stop, **reading)
 
-    rows = jobs._chosen([manifest.with_suffix(".h5")], 100)
+    rows = chosen_of(manifest.with_suffix(".h5"))
     monkeypatch.setattr(batches, "read_images", gone)
     with caplog.at_level(logging.WARNING, logger="pipeline"):
         ((stack, found),) = batches.of_rows(rows, [manifest], 4, READING | {"folder": tmp_path})
@@ -557,7 +561,7 @@ def test_other_pixels_have_another_digest(tmp_path):
         (tmp_path / "a.fits").unlink(missing_ok=True)
         write(tmp_path / "a.fits", (8, 8), value)
         fitted(tmp_path, *scanned(tmp_path, [str(tmp_path / "a.fits")]))
-        digests.add(json.loads((tmp_path / "part.json").read_text())["pixels"])
+        digests.add(read_origin(tmp_path / "part.h5")["pixels"])
     assert len(digests) == 2
 
 

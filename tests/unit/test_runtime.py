@@ -44,7 +44,7 @@ def test_a_job_has_float64_one_thread_and_no_gpu(tmp_path):
         "os.environ.pop('JAX_PLATFORMS')\n"
         "print(runtime.start_jax(threads=1, gpu=0, cache=sys.argv[1]))\n"
         "import jax\n"
-        "print(jax.config.jax_enable_x64, jax.default_backend(), os.environ['NPROC'])\n"
+        "print(jax.config.jax_enable_x64, jax.config.jax_platforms, os.environ['NPROC'])\n"
     )
     done = python(program, str(tmp_path))
     assert done.stdout.split() == ["cpu", "True", "cpu", "1"], done.stderr

@@ -235,6 +235,7 @@ def test_a_fit_has_the_gpu_it_asks_for_and_says_so_if_it_finds_none(runs):
     assert runs.gpu.returncode != 0
     assert "the job was given 1 GPU (resource gpu), but JAX" in runs.gpu.stderr
     asked = [job for job in runs.jobs if "TresPerJob" in job]
-    assert [(job["TresPerJob"], job["Partition"], job["JobState"]) for job in asked] == [
+    # SLURM writes gres:gpu:1 or, later, gres/gpu:1.
+    assert [(job["TresPerJob"].replace("/", ":"), job["Partition"], job["JobState"]) for job in asked] == [
         ("gres:gpu:1", "gpu", "FAILED")
     ]

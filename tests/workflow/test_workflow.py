@@ -19,6 +19,7 @@ from astropy.table import QTable
 
 import pipeline
 from pipeline import columns
+from pipeline.origin import read_list
 from tests.workflow.runs import (
     NO_CERTIFICATE,
     ROOT,
@@ -154,7 +155,7 @@ def test_provenance_tells_config_versions_device_and_inputs(simulated_run):
     assert yaml.safe_load(told["config"])["simulated"]["count"] == 12
     assert yaml.safe_load(told["versions"])["numpy"] == np.__version__
     assert told["device"] == "cpu"
-    shards = (simulated_run / "results" / "shards.txt").read_text().split()
+    _, shards = read_list(simulated_run / "results" / "shards.txt")
     assert list(yaml.safe_load(told["inputs"])) == shards
 
 
@@ -197,18 +198,51 @@ def test_another_setting_repeats_the_fits_only(simulated_run, tmp_path):
     assert "Simulating" not in said
 
 
-def test_parts_of_other_settings_that_nobody_knows_of_are_fitted_again(simulated_run, tmp_path):
-    """A job that outlives its driver leaves its part without a record in ``.snakemake``."""
-    folder = configure(copied(simulated_run, tmp_path), SIMULATED | {"fit": {"uncertainty": "fisher"}})
-    records = [path for path in (folder / ".snakemake" / "metadata").iterdir() if '"rule": "fit"' in path.read_text()]
-    assert len(records) == 4
-    for path in records:
+def forget(folder: Path, rule: str) -> int:
+    """Take the records of a rule away, as those of a job that outlived its driver; how many there were."""
+    records = (folder / ".snakemake" / "metadata").iterdir()
+    found = [path for path in records if f'"rule": "{rule}"' in path.read_text()]
+    for path in found:
         path.unlink()
-    snakemake(folder, "--dry-run")
-    assert len(times(folder, "parts/*.h5")) == 2
+    return len(found)
+
+
+def test_parts_of_other_settings_that_nobody_knows_of_are_fitted_again(simulated_run, tmp_path):
+    folder = configure(copied(simulated_run, tmp_path), SIMULATED | {"fit": {"uncertainty": "fisher"}})
+    assert forget(folder, "fit") == 2
+    for question in ("--dry-run", "--summary", "--dag"):
+        snakemake(folder, question)
+        assert len(times(folder, "parts/*.h5")) == 2, question
     snakemake(folder)
     found = read(folder)
     np.testing.assert_allclose(found["catalogue"]["x0_err"] ** 2, found["covariance/fisher"][:, 0, 0])
+
+
+def test_parts_of_these_settings_that_nobody_knows_of_are_not_fitted_again(simulated_run, tmp_path):
+    """The records are those of the parts before."""
+    other = configure(copied(simulated_run, tmp_path), SIMULATED | {"fit": {"uncertainty": "fisher"}})
+    snakemake(other)
+    (tmp_path / "own").mkdir()
+    folder = configure(copied(simulated_run, tmp_path / "own"), SIMULATED | {"fit": {"uncertainty": "fisher"}})
+    for part in (other / "results" / "parts").iterdir():
+        shutil.copy(part, folder / "results" / "parts")
+    parts = times(folder, "parts/*.h5")
+    said = snakemake(folder)
+    assert "Fitting" not in said
+    assert times(folder, "parts/*.h5") == parts
+    assert_identical(folder, other)
+
+
+def test_a_list_of_other_images_that_nobody_knows_of_is_made_again(images_run, tmp_path):
+    folder = copied(images_run, tmp_path)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["images"]["files"] = [f"stamps/{ODD_NAMES[0]}"]
+    assert forget(configure(folder, config), "scan") == 1
+    before = (folder / "results" / "shards.txt").read_bytes()
+    snakemake(folder, "--dry-run")
+    assert (folder / "results" / "shards.txt").read_bytes() == before
+    snakemake(folder)
+    assert read(folder)["catalogue"]["file"].tolist() == [f"stamps/{ODD_NAMES[0]}".encode()]
 
 
 def test_the_certificate_says_what_the_truth_says(certified_run):

@@ -1,7 +1,6 @@
 rule catalogue:
     input:
         parts=shard_files(PART),
-        origins=shard_files(ORIGIN),
         manifests=shard_files(MANIFEST),
         stacks=STACKS,
         truths=TRUTHS,

@@ -3,8 +3,7 @@ rule certificate:
         parts=shard_files(PART),
         manifests=shard_files(MANIFEST),
     output:
-        certificate=CERTIFICATE,
-        origin=CERTIFICATE_ORIGIN,
+        CERTIFICATE,
     log:
         LOGS / "certificate.log",
     benchmark:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from snakemake.io import IOFile
 from snakemake.utils import update_config
 
 from pipeline import __version__, origin
@@ -51,12 +52,11 @@ onstart:
 RESULTS = Path(config["results"])
 STACK = RESULTS / "simulated" / "{index}.fits"
 TRUTH = RESULTS / "simulated" / "{index}.truth.fits"
+LISTING = RESULTS / "listing.txt"
 SHARDS = RESULTS / "shards.txt"
 MANIFEST = RESULTS / "shards" / "{shard}.csv"
 PART = RESULTS / "parts" / "{shard}.h5"
-ORIGIN = RESULTS / "parts" / "{shard}.json"
 CERTIFICATE = RESULTS / "certificate.h5"
-CERTIFICATE_ORIGIN = RESULTS / "certificate.json"
 CATALOGUE = RESULTS / "catalogue.h5"
 REPORT = RESULTS / "report.html"
 LOGS = RESULTS / "logs"
@@ -73,7 +73,6 @@ TRUTHS = [str(TRUTH).format(index=index) for index in INDICES]
 # Asked for by the catalogue and the report, or made by no job.
 CERTIFIED = config["certificate"]["sources"] > 0
 CERTIFICATES = [str(CERTIFICATE)] if CERTIFIED else []
-CERTIFICATE_ORIGINS = [str(CERTIFICATE_ORIGIN)] if CERTIFIED else []
 
 # Simulated stacks are read as any other files; the section `images` is meant for the user's own.
 IMAGES = (check_config({}) if SIMULATED else config)["images"]
@@ -111,10 +110,43 @@ def listing():
 
 def lost_shards():
     """Shards whose manifests are gone, so that the scan has to write them again."""
-    names = SHARDS.read_text().split() if SHARDS.exists() else []
+    _, names = origin.read_list(SHARDS)
     return [
         shard for shard in names if not Path(str(MANIFEST).format(shard=shard)).exists()
     ]
+
+
+def drives():
+    """Whether this process is to make something: no dry run, no question, and none of the jobs."""
+    return (
+        workflow.is_main_process
+        and workflow.executor_plugin is not None
+        and not (workflow.dryrun or workflow.touch)
+    )
+
+
+@functools.cache
+def list_digest():
+    """Digest of what the list of shards is to be made of."""
+    listed = "" if SIMULATED else listing()
+    return origin.list_digest(FILES, READING, config["shard_size"], listed)
+
+
+def scan_inputs(wildcards):
+    """The simulated stacks, and a file that is newer than a list of shards made of anything else.
+
+    Records are not enough: there is none of a list that a job of an earlier run has written.
+    """
+    if drives():
+        known = {LISTING.read_text()} if LISTING.exists() else {""}
+        if SHARDS.exists():
+            known.add(origin.read_list(SHARDS)[0])
+        if known != {list_digest()}:
+            LISTING.parent.mkdir(parents=True, exist_ok=True)
+            LISTING.write_text(list_digest())
+            # Snakemake may have looked through the folder before.
+            workflow.iocache.exists_local[IOFile(str(LISTING))] = True
+    return [*STACKS, *([str(LISTING)] if LISTING.exists() else [])]
 
 
 def growing(amount):
@@ -165,19 +197,34 @@ def fit_mb(wildcards, input, attempt):
 
 @functools.cache
 def listed_shards(changed_ns):
-    """Names of all shards, in order. Parts of other images or settings, which jobs of earlier runs left, are removed."""
-    names = SHARDS.read_text().split()
-    if workflow.is_main_process and not workflow.dryrun:
-        for shard in names:
-            manifest, part, its_origin = (
-                Path(str(pattern).format(shard=shard))
-                for pattern in (MANIFEST, PART, ORIGIN)
+    """Names of all shards, in order. Parts of other images or settings, which jobs of earlier runs left, are removed.
+
+    So are records that are not of the part that is there, but of the one before it: they would have it made again.
+    """
+    digest, names = origin.read_list(SHARDS)
+    if drives():
+        if digest != list_digest():
+            sys.exit(
+                f"{SHARDS}: a job of an earlier run has written it; give the command again"
             )
-            if manifest.exists() and not origin.is_of(
-                its_origin, origin.digest(manifest, READING, config["fit"])
+        from pipeline import (
+            catalogue,
+        )  # here, because parsing a Snakefile should not import astropy
+
+        for shard in names:
+            manifest, part = (
+                Path(str(pattern).format(shard=shard)) for pattern in (MANIFEST, PART)
+            )
+            if not (manifest.exists() and part.exists()):
+                continue
+            if not catalogue.is_of(
+                part, origin.part_digest(manifest, READING, config["fit"])
             ):
-                part.unlink(missing_ok=True)
-                its_origin.unlink(missing_ok=True)
+                part.unlink()
+                continue
+            record = workflow.persistence.metadata(IOFile(str(part)))
+            if record and record.endtime != part.stat().st_mtime:
+                workflow.persistence.cleanup_metadata(IOFile(str(part)))
     return names
 
 

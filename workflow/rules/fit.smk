@@ -2,8 +2,7 @@ rule fit:
     input:
         manifest=MANIFEST,
     output:
-        part=PART,
-        origin=ORIGIN,
+        PART,
     log:
         LOGS / "fit" / "{shard}.log",
     benchmark:

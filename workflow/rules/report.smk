@@ -1,8 +1,8 @@
 rule report:
     input:
         catalogue=CATALOGUE,
-        origins=shard_files(ORIGIN),
-        certificates=CERTIFICATE_ORIGINS,
+        parts=shard_files(PART),
+        certificates=CERTIFICATES,
     output:
         report(REPORT, caption="../report/report.rst", category="Catalogue"),
     log:

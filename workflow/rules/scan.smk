@@ -1,7 +1,7 @@
 # The manifests are not declared as outputs: the scan rewrites only those whose bytes change, and only their shards are refitted.
 checkpoint scan:
     input:
-        STACKS,
+        scan_inputs,
     output:
         SHARDS,
     log:

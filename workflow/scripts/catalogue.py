@@ -6,7 +6,6 @@ from pipeline import jobs
 jobs.catalogue(
     snakemake.output[0],
     parts=snakemake.input.parts,
-    origins=snakemake.input.origins,
     manifests=snakemake.input.manifests,
     reading=snakemake.params.reading,
     stacks=snakemake.input.stacks,

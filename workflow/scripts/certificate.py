@@ -6,8 +6,7 @@ from pathlib import Path
 from pipeline import jobs
 
 jobs.certificate(
-    snakemake.output.certificate,
-    snakemake.output.origin,
+    snakemake.output[0],
     parts=snakemake.input.parts,
     manifests=snakemake.input.manifests,
     reading=snakemake.params.reading,

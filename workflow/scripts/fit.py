@@ -6,8 +6,7 @@ from pathlib import Path
 from pipeline import jobs
 
 jobs.fit(
-    snakemake.output.part,
-    snakemake.output.origin,
+    snakemake.output[0],
     manifest=snakemake.input.manifest,
     reading=snakemake.params.reading,
     fit=snakemake.params.fit,

@@ -8,7 +8,7 @@ from pipeline import jobs
 jobs.report(
     snakemake.output[0],
     catalogue=snakemake.input.catalogue,
-    origins=snakemake.input.origins,
+    parts=snakemake.input.parts,
     certificates=snakemake.input.certificates,
     reading=snakemake.params.reading,
     config=snakemake.params.config,
