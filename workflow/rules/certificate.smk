@@ -12,8 +12,8 @@ rule certificate:
         "../envs/pipeline.yaml"
     threads: 1
     resources:
-        mem_mb=growing(8000),
-        runtime=growing(120),
+        mem_mb=certificate_mb,
+        runtime=certificate_minutes,
     params:
         reading=READING,
         fit=config["fit"],

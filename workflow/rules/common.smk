@@ -195,6 +195,31 @@ def fit_mb(wildcards, input, attempt):
     return attempt * round(2000 + images * 0.04 + largest * 6e-4 + parent * 4e-5)
 
 
+def all_contents(manifests):
+    """Images in all shards, and the pixels of the largest one."""
+    found = [contents(path, os.stat(path).st_mtime_ns) for path in manifests]
+    return sum(images for images, *_ in found), max(largest for *_, largest, _ in found)
+
+
+def certificate_minutes(wildcards, input, attempt):
+    """Several times what a certificate takes: starting, reading all rows, 4 us a pixel to put in and fit again."""
+    images, largest = all_contents(input.manifests)
+    fitted = min(images, config["certificate"]["sources"]) * largest
+    return attempt * round(60 + (images * 1e-4 + fitted * 4e-6) / 60)
+
+
+def certificate_mb(wildcards, input, attempt):
+    """About twice what a certificate takes: 900 bytes a pixel of the largest image, of which it has four at a time."""
+    _, largest = all_contents(input.manifests)
+    return attempt * round(8000 + largest * 1.8e-3)
+
+
+def catalogue_minutes(wildcards, input, attempt):
+    """About twice what merging takes: 25 us a row."""
+    images, _ = all_contents(input.manifests)
+    return attempt * round(60 + images * 5e-5 / 60)
+
+
 @functools.cache
 def listed_shards(changed_ns):
     """Names of all shards, in order. Parts of other images or settings, which jobs of earlier runs left, are removed.
