@@ -23,6 +23,7 @@ from astropy.wcs import WCS, NoConvergence
 from pipeline.columns import BEAM, LIMITS, RESOLVED_ERRORS, SKY
 from pipeline.images import read_header
 from pipeline.model import FWHM_PER_SIGMA
+from pipeline.uncertainty import direction_error
 
 #: Rows in one call of the compiled function: one shape, so one compilation, and no row depends on how many there are.
 CHUNK = 64
@@ -139,7 +140,8 @@ def sky_columns(
 ) -> dict[str, np.ndarray]:
     """Columns of the groups sky and beam, each with its ``_err``, for the sources of many images at once.
 
-    Errors come by the delta method from the full covariance of ``x0 .. diff``; the beam and the WCS are exact. An axis
+    Errors come by the delta method from the full covariance of ``x0 .. diff``, of angles by
+    `uncertainty.direction_error` from these; the beam and the WCS are exact. An axis
     that the beam does not leave resolved (squared width not above the beam's) is NaN, and so is its error; with the
     major axis unresolved the deconvolved angle is NaN too. The angle of a source that is round to rounding is NaN.
 
@@ -457,6 +459,8 @@ def _sky_rows(beam, params, cov, native, sky):
     values = _sky_row(params, jacobian, beam)
     slopes = jax.jacfwd(_sky_row)(params, jacobian, beam)
     errors = jnp.sqrt(jnp.einsum("ki,ij,kj->k", slopes, cov, slopes))
+    angles = jnp.array([4, 7])
+    errors = errors.at[angles].set(jnp.degrees(direction_error(jnp.radians(errors[angles]))))
     values, squares = values[:8], values[8:]
     most = jnp.maximum(squares, 0.0) + jnp.array([LIMIT_MAJOR, LIMIT_MINOR]) * errors[8:]
     limits = FWHM_PER_SIGMA * jnp.sqrt(jnp.stack([most[0], jnp.minimum(most[0], most[1])]))

@@ -12,6 +12,7 @@ from astropy.wcs import WCS
 
 from pipeline import sky
 from pipeline.columns import BEAM, LIMITS, SKY
+from pipeline.uncertainty import direction_error
 
 SHAPES = ("fwhm_major_sky", "fwhm_minor_sky", "pa_sky")
 RESOLVED = ("deconvolved_major", "deconvolved_minor", "deconvolved_pa")
@@ -299,7 +300,17 @@ def test_errors_agree_with_finite_differences(sources):
     for name in (*SKY, *BEAM):
         gradient = np.stack([difference[name] for difference in slopes], axis=1)
         errors = np.sqrt(np.einsum("ni,nij,nj->n", gradient, cov, gradient))
+        if name in ("pa_sky", "deconvolved_pa"):
+            errors = np.degrees(direction_error(np.radians(errors)))
         np.testing.assert_allclose(columns[f"{name}_err"], errors, rtol=2e-4, err_msg=name)
+
+
+def test_the_angle_of_a_nearly_round_source_is_anything():
+    nearly = one(
+        sky.celestial(header()), np.array([10.0, 10.0, 1.0, 2.0, 0.02, 0.0]), 1e-3 * np.eye(6), (0.5, 0.5, 0.0)
+    )
+    assert np.isfinite([nearly["pa_sky"], nearly["deconvolved_pa"]]).all()
+    assert [nearly["pa_sky_err"], nearly["deconvolved_pa_err"]] == [90, 90]
 
 
 def test_without_a_covariance_values_stay_and_errors_are_nan(sources):
