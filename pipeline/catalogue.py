@@ -111,7 +111,7 @@ def write_part(
         "rejected": _pack(path, REJECTED, _columns(REJECTED, rejected)),
     }
     if carried:
-        texts = {name: as_text(values) for name, values in carried.items()}
+        texts = {name: np.array(as_text(values), dtype=object) for name, values in carried.items()}
         tables["carried"] = _pack(path, [Column(name, "S", "", "", "carried") for name in texts], texts)
     shape = (len(tables["catalogue"]), len(parameters), len(parameters))
     _check_names(path, "covariances", covariance, COVARIANCES)
@@ -327,9 +327,9 @@ def _inspect(part: str | Path, digest: str | None) -> _Head:
 def _carrying(rows: np.ndarray, texts: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Rows with what goes along with them, of which there are texts."""
     result = np.empty(len(rows), dtype)
-    for name in rows.dtype.names:
+    for name in rows.dtype.names or ():
         result[name] = rows[name]
-    for name in texts.dtype.names:
+    for name in texts.dtype.names or ():
         result[name] = of_text(texts[name], dtype[name])
     return result
 

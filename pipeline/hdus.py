@@ -14,7 +14,7 @@ import tempfile
 import weakref
 import zlib
 from functools import lru_cache
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -79,7 +79,7 @@ class Cell(NamedTuple):
     zero: float
     blank: float | None
 
-    def value(self, stored: np.generic) -> Value:
+    def value(self, stored: Any) -> Value:
         """The value of a cell; None where there is none."""
         if self.letter in "AL":
             return plain(bytes(stored)) if self.letter == "A" else {b"T": 1, b"F": 0}.get(bytes(stored))

@@ -81,7 +81,8 @@ def assign(blocks: list[Block], shard_size: int, rejected: list[Rejected] | None
 
 def _cut(block: Block, start: int, stop: int) -> Block:
     here = slice(start - block.start, stop - block.start)
-    stamps, carried = (None if one is None else one[here] for one in (block.stamps, block.carried))
+    stamps = None if block.stamps is None else block.stamps[here]
+    carried = None if block.carried is None else block.carried[here]
     return block._replace(start=start, stop=stop, stamps=stamps, carried=carried)
 
 
