@@ -151,7 +151,10 @@ def test_errors_hold_on_correlated_noise(how):
 
 
 def test_errors_hold_on_noise_smoothed_with_an_elliptical_beam():
-    """Coverage of positions along the axes of the beam as above; of a beam that lies across, 8 points away or more."""
+    """Coverage as above, of positions along the axes of the beam; and what a beam that lies across makes of these.
+
+    Along the major axis noise is smooth, and says less of where a source is.
+    """
     n, side = 1500, 32
     axes = np.array([[np.cos(0.6), -np.sin(0.6)], [np.sin(0.6), np.cos(0.6)]])
     beam = axes @ np.diag([5.0**2, 2.2**2]) @ axes.T / model.FWHM_PER_SIGMA**2
@@ -172,5 +175,5 @@ def test_errors_hold_on_noise_smoothed_with_an_elliptical_beam():
     held = coverages(kernel)
     assert {name for name, share in held.items() if not 0.6 < share < 0.77} == set(), held
     turned = coverages(across)
-    assert turned["major"] < 0.6, turned
-    assert turned["minor"] > 0.77, turned
+    assert turned["major"] > held["major"] + 0.06, (held, turned)
+    assert turned["minor"] < held["minor"] - 0.06, (held, turned)
