@@ -88,13 +88,14 @@ def test_added_constant_moves_only_the_background(plain):
     close_in_errors(raised.params[:, :6], plain.params[:, :6], plain.errors[:, :6], 1e-2)
 
 
-def test_of_two_sources_the_one_near_the_middle_is_fitted(plain):
-    """With a neighbour ten times as bright at 5 to 8 widths."""
+def test_of_two_sources_the_one_near_the_middle_is_fitted():
+    """With a neighbour ten times as bright, 6 widths away or more."""
+    images, params = stamps.draw(12, (20, 200), seed=12, shape=(24, 24), sigma=(1.2, 1.9))
     y, x = np.mgrid[:24, :24].astype(float)
-    brighter = PARAMS * [1, 1, 10, 1, 1, 1] + [9, -7, 0, 0, 0, 0]
-    images = IMAGES + model.gaussian(brighter[:, None, None, :], x, y)
+    brighter = params * [1, 1, 10, 1, 1, 1] + [9, -7, 0, 0, 0, 0]
+    images += model.gaussian(brighter[:, None, None, :], x, y)
     found, other = fit.fit_stack(images, near=2.0), fit.fit_stack(images)
-    close_in_errors(found.params[:, :6], PARAMS, found.errors[:, :6], 6)
+    close_in_errors(found.params[:, :6], params, found.errors[:, :6], 6)
     assert np.max(np.abs(other.params[:, :2] - brighter[:, :2])) < 1
 
 
