@@ -196,9 +196,18 @@ def fit_mb(wildcards, input, attempt):
 
 
 def all_contents(manifests):
-    """Images in all shards, and the pixels of the largest one."""
-    found = [contents(path, os.stat(path).st_mtime_ns) for path in manifests]
-    return sum(images for images, *_ in found), max(largest for *_, largest, _ in found)
+    """Images in all shards, and the pixels of the largest one; nothing before the scan, when nobody knows them."""
+    # Until then Snakemake gives anything here.
+    known = {str(MANIFEST).format(shard=shard) for shard in origin.read_list(SHARDS)[1]}
+    found = [
+        contents(path, os.stat(path).st_mtime_ns)
+        for path in known.intersection(manifests)
+        if os.path.exists(path)
+    ]
+    return (
+        sum(images for images, *_ in found),
+        max((largest for *_, largest, _ in found), default=0),
+    )
 
 
 def certificate_minutes(wildcards, input, attempt):
