@@ -68,8 +68,8 @@ def snr_bins(snr: np.ndarray) -> np.ndarray:
 def choose(rows: Mapping[str, np.ndarray], sources: int) -> np.ndarray:
     """Places of at most ``sources`` good rows, as many from each bin of S/N as there are, lowest ``image_id`` first.
 
-    Good is what has no flag but harmless ones. Of rows that come in pieces, those chosen from the
-    pieces hold those chosen from the whole.
+    Good is what has no flag but harmless ones. Of rows that come in pieces, those chosen from the pieces hold those
+    chosen from the whole.
 
     rows : dict of (n,) arrays ``image_id``, ``flags`` and ``snr``. Returns int (m,).
     """

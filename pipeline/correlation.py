@@ -175,8 +175,7 @@ def covariance(free, image: likelihood.Image, n, kernel, reach: int, ratio, fit_
     takes it away, and what is left meets a steeper psi than the noise did: a_i = 1 + STEEPER h_i^2, where
     h_i = g_i^T cov g_i with all factors and a left out is the share that the fit takes. Measured, not derived: with 0
     the interval of 68 % of sigma covers 71, 75 and 77 % on noise of FWHM 2, 3 and 4 pixel (sources of sigma 1.5 to 3.2
-    pixel in 32 x 32), that of x0 69, 70 and 71 %; with 0.18 these are 70, 73, 74
-    and 67, 66, 65 %.
+    pixel in 32 x 32), that of x0 69, 70 and 71 %; with 0.18 these are 70, 73, 74 and 67, 66, 65 %.
     """
     at = moments.frame(list(free), image)
     tile = moments.tile(at, image.data, image.weight, 0)

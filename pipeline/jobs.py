@@ -51,7 +51,7 @@ def scan(
     files: list[str],
     reading: Mapping[str, Any],
     shard_size: int,
-    listing: str,
+    listing: str | Path,
     detections: str | Path,
     log: str,
 ) -> None:
@@ -69,8 +69,8 @@ def scan(
         The section ``images`` of the config but its ``files``.
     shard_size : int
         Images a shard, about.
-    listing : str
-        Digest of the files as they were when the run began.
+    listing : path
+        Holds the digest of the files as they were when the run began.
     detections : path
         Folder of what was found in larger images, see `pipeline.detection`.
 
@@ -81,6 +81,7 @@ def scan(
         none.
     """
     runtime.start_log(log)
+    made_of = list_digest(files, reading, shard_size, Path(listing).read_text())  # now, as in `fit`
     found, rejected = list_files(files)
     blocks: list[Block] = []
     look: Callable = functools.partial(scan_file, **reading)
@@ -102,7 +103,7 @@ def scan(
         msg = f"images.files: nothing found under {', '.join(files)}, wanted FITS files"
         raise ValueError(msg)
     # Last, so that after a kill the list is only there if all manifests are.
-    write_list(shards, list_digest(files, reading, shard_size, listing), names)
+    write_list(shards, made_of, names)
     images = sum(block.stop - block.start for block in blocks)
     runtime.LOG.info("%d images in %d files, %d shards; %d rejected", images, len(found), len(names), len(rejected))
 

@@ -40,6 +40,7 @@ ROUNDING = 1e-13
 LIMIT_MAJOR, LIMIT_MINOR = 1.645, RESOLVED_ERRORS / 2
 
 ARCSEC = 3600 * np.degrees(1.0)
+ANGLES = [(*SKY, *BEAM).index(name) for name in ("pa_sky", "deconvolved_pa")]
 
 _CELESTIAL = re.compile(r"(RA|DEC|.LON|.LAT|..LN|..LT)(-|$)", re.IGNORECASE)
 _MATRIX = re.compile(r"(CD|PC)0*([12])_?0*([12])")
@@ -141,9 +142,9 @@ def sky_columns(
     """Columns of the groups sky and beam, each with its ``_err``, for the sources of many images at once.
 
     Errors come by the delta method from the full covariance of ``x0 .. diff``, of angles by
-    `uncertainty.direction_error` from these; the beam and the WCS are exact. An axis
-    that the beam does not leave resolved (squared width not above the beam's) is NaN, and so is its error; with the
-    major axis unresolved the deconvolved angle is NaN too. The angle of a source that is round to rounding is NaN.
+    `uncertainty.direction_error` from these; the beam and the WCS are exact. An axis that the beam does not leave
+    resolved (squared width not above the beam's) is NaN, and so is its error; with the major axis unresolved the
+    deconvolved angle is NaN too. The angle of a source that is round to rounding is NaN.
 
     The upper limits are made from squared widths, which near the beam are Gaussian and their roots are not: from
     max(square, 0), LIMIT_MAJOR or LIMIT_MINOR errors up; that of the minor axis is at most that of the major one.
@@ -459,7 +460,7 @@ def _sky_rows(beam, params, cov, native, sky):
     values = _sky_row(params, jacobian, beam)
     slopes = jax.jacfwd(_sky_row)(params, jacobian, beam)
     errors = jnp.sqrt(jnp.einsum("ki,ij,kj->k", slopes, cov, slopes))
-    angles = jnp.array([4, 7])
+    angles = jnp.array(ANGLES)
     errors = errors.at[angles].set(jnp.degrees(direction_error(jnp.radians(errors[angles]))))
     values, squares = values[:8], values[8:]
     most = jnp.maximum(squares, 0.0) + jnp.array([LIMIT_MAJOR, LIMIT_MINOR]) * errors[8:]

@@ -15,7 +15,7 @@ from pipeline.catalogue import merge, read_origin, read_rows, read_summary
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, empty_rows, parameter_names
 from pipeline.config import check_config
 from pipeline.correlation import kernel_fwhm
-from pipeline.origin import read_list
+from pipeline.origin import list_digest, read_list
 
 READING = {key: value for key, value in check_config({})["images"].items() if key != "files"}
 FIT = {"background": "constant", "scale": "fit", "uncertainty": "pooled", "correlation": "none"}
@@ -47,11 +47,14 @@ def quiet(monkeypatch):
 
 def scanned(folder: Path, files: list[str], shard_size: int = 1000, **reading) -> list[Path]:
     """Manifests of the shards of some files."""
+    (folder / "listing.txt").write_text("as it was")
     jobs.scan(
         folder / "shards.txt", folder / "shards", files=files, reading=READING | reading, shard_size=shard_size,
-        listing="", detections=folder / "detections", log="",
+        listing=folder / "listing.txt", detections=folder / "detections", log="",
     )  # fmt: skip
-    return [folder / "shards" / f"{name}.csv" for name in read_list(folder / "shards.txt")[1]]
+    made_of, names = read_list(folder / "shards.txt")
+    assert made_of == list_digest(files, READING | reading, shard_size, "as it was")
+    return [folder / "shards" / f"{name}.csv" for name in names]
 
 
 def fitted(folder: Path, manifest: Path, *, fit=FIT, **reading) -> dict[str, np.ndarray]:

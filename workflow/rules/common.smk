@@ -96,7 +96,12 @@ def stop_image(wildcards):
 
 @functools.cache
 def listing():
-    """Digest of the names, sizes and times of all images, masks, maps and tables: the scan repeats when it changes."""
+    """Digest of the names, sizes and times of all images, masks, maps and tables: the scan repeats when it changes.
+
+    Of simulated images nothing: their stacks are inputs of the scan.
+    """
+    if SIMULATED:
+        return ""
     # Here, because parsing a Snakefile should not import astropy.
     from pipeline import images, shards
 
@@ -125,28 +130,25 @@ def drives():
     )
 
 
-@functools.cache
-def list_digest():
-    """Digest of what the list of shards is to be made of."""
-    listed = "" if SIMULATED else listing()
-    return origin.list_digest(FILES, READING, config["shard_size"], listed)
+def list_is_known():
+    """Whether the list of shards is made of the images and settings of this run; images as they were when it began."""
+    wanted = origin.list_digest(FILES, READING, config["shard_size"], listing())
+    return origin.read_list(SHARDS)[0] == wanted
 
 
-def scan_inputs(wildcards):
-    """The simulated stacks, and a file that is newer than a list of shards made of anything else.
+def listing_file(wildcards):
+    """The listing of this run, in a file that is newer than a list of shards made of anything else.
 
-    Records are not enough: there is none of a list that a job of an earlier run has written.
+    Records are not enough: there is none of a list that a job of an earlier run has written. And a file, because the
+    images may be others by the time the scan begins.
     """
-    if drives():
-        known = {LISTING.read_text()} if LISTING.exists() else {""}
-        if SHARDS.exists():
-            known.add(origin.read_list(SHARDS)[0])
-        if known != {list_digest()}:
-            LISTING.parent.mkdir(parents=True, exist_ok=True)
-            LISTING.write_text(list_digest())
-            # Snakemake may have looked through the folder before.
-            workflow.iocache.exists_local[IOFile(str(LISTING))] = True
-    return [*STACKS, *([str(LISTING)] if LISTING.exists() else [])]
+    listed = LISTING.read_text() if LISTING.exists() else None
+    if drives() and not (listed == listing() and list_is_known()):
+        LISTING.parent.mkdir(parents=True, exist_ok=True)
+        LISTING.write_text(listing())
+        # Snakemake may have looked through the folder before.
+        workflow.iocache.exists_local[IOFile(str(LISTING))] = True
+    return str(LISTING) if LISTING.exists() else []
 
 
 def growing(amount):
@@ -235,15 +237,14 @@ def listed_shards(changed_ns):
 
     So are records that are not of the part that is there, but of the one before it: they would have it made again.
     """
-    digest, names = origin.read_list(SHARDS)
+    _, names = origin.read_list(SHARDS)
     if drives():
-        if digest != list_digest():
+        if not list_is_known():
             sys.exit(
                 f"{SHARDS}: a job of an earlier run has written it; give the command again"
             )
-        from pipeline import (
-            catalogue,
-        )  # here, because parsing a Snakefile should not import astropy
+        # Here, because parsing a Snakefile should not import astropy.
+        from pipeline import catalogue
 
         for shard in names:
             manifest, part = (

@@ -1,7 +1,8 @@
 # The manifests are not declared as outputs: the scan rewrites only those whose bytes change, and only their shards are refitted.
 checkpoint scan:
     input:
-        scan_inputs,
+        stacks=STACKS,
+        listing=listing_file,
     output:
         SHARDS,
     log:
@@ -18,7 +19,7 @@ checkpoint scan:
         files=FILES,
         reading=READING,
         shard_size=config["shard_size"],
-        listing=lambda wildcards: "" if SIMULATED else listing(),
+        listing=lambda wildcards: listing(),
         lost=lambda wildcards: lost_shards(),
         pipeline_version=__version__,
     message:

@@ -11,7 +11,7 @@ jobs.scan(
     files=snakemake.params.files,
     reading=snakemake.params.reading,
     shard_size=snakemake.params.shard_size,
-    listing=snakemake.params.listing,
+    listing=snakemake.input.listing,
     detections=Path(snakemake.config["results"], "detections"),
     log=snakemake.log[0],
 )
