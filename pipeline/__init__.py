@@ -9,6 +9,7 @@ images       FITS <-> arrays, masks, uncertainty maps
 detection    sources found in larger images, and what of a stamp belongs to others
 shards       which job fits which images
 origin       what a part of the catalogue was made of
+resources    memory and time that a job asks for
 model        the Gaussian and what is derived from it
 simulate     images with known truth
 likelihood   the Cauchy likelihood and its derivatives, by automatic differentiation

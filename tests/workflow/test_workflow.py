@@ -431,7 +431,9 @@ def test_scripts_only_unpack(script: Path):
     assert imports(script) <= {"pathlib", "pathlib.Path", "pipeline", "pipeline.jobs"}
 
 
-@pytest.mark.parametrize("module", ["columns", "config", "hdus", "images", "detection", "shards", "catalogue"])
+@pytest.mark.parametrize(
+    "module", ["columns", "config", "hdus", "images", "detection", "shards", "origin", "resources", "catalogue"]
+)
 def test_files_and_tables_know_no_jax(module: str):
     assert "jax" not in reached(module)
 

@@ -16,7 +16,7 @@ rule catalogue:
     threads: 1
     resources:
         mem_mb=growing(4000),
-        runtime=catalogue_minutes,
+        runtime=of_run(resources.catalogue_minutes),
     params:
         config=config,
         reading=READING,

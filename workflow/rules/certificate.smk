@@ -12,8 +12,8 @@ rule certificate:
         "../envs/pipeline.yaml"
     threads: 1
     resources:
-        mem_mb=certificate_mb,
-        runtime=certificate_minutes,
+        mem_mb=of_run(resources.certificate_mb),
+        runtime=of_run(resources.certificate_minutes, config["certificate"]["sources"]),
     params:
         reading=READING,
         fit=config["fit"],

@@ -1,6 +1,5 @@
 """The checked config, the names of all files, and the input functions. No rules here, and no functions elsewhere."""
 
-import csv
 import functools
 import os
 import shutil
@@ -11,7 +10,7 @@ import yaml
 from snakemake.io import IOFile
 from snakemake.utils import update_config
 
-from pipeline import __version__, origin
+from pipeline import __version__, origin, resources
 from pipeline.config import check_config
 
 
@@ -157,78 +156,32 @@ def growing(amount):
 
 
 def simulate_mb(wildcards, attempt):
-    """About twice what a simulation takes: JAX, and a stack and its noise in float64."""
-    ny, nx = config["simulated"]["shape"]
     images = stop_image(wildcards) - first_image(wildcards)
-    return attempt * round(2000 + images * ny * nx * 5e-5)
+    return attempt * resources.simulate_mb(images, config["simulated"]["shape"])
 
 
-@functools.cache
-def contents(manifest, changed_ns):
-    """Images in a shard, their pixels, the pixels of the largest one, and of the largest one that stamps are cut from."""
-    with open(
-        manifest, encoding="utf-8", errors="surrogateescape", newline=""
-    ) as table:
-        blocks = [
-            (int(row["stop"]) - int(row["start"]), int(row["ny"]) * int(row["nx"]))
-            for row in csv.DictReader(table)
-            if row["kind"] == "image"
+def of_shard(amount):
+    """A resource function of a fit: this much of what its shard holds, and as much again with each attempt."""
+    return lambda wildcards, input, attempt: (
+        attempt * amount(resources.contents(input.manifest, CUTOUTS.get("size", 0)))
+    )
+
+
+def of_run(amount, *more):
+    """A resource function of what comes after the fits: this much of what all shards hold; before the scan, of nothing."""
+
+    def asked(wildcards, input, attempt):
+        # Until then nobody knows the shards, and Snakemake gives anything here.
+        known = {
+            str(MANIFEST).format(shard=shard) for shard in origin.read_list(SHARDS)[1]
+        }
+        found = [
+            path for path in known.intersection(input.manifests) if os.path.exists(path)
         ]
-    images = sum(count for count, _ in blocks)
-    largest = max((size for _, size in blocks), default=0)
-    if CUTOUTS:
-        return images, images * CUTOUTS["size"] ** 2, CUTOUTS["size"] ** 2, largest
-    return images, sum(count * size for count, size in blocks), largest, 0
+        shards = [resources.contents(path, CUTOUTS.get("size", 0)) for path in found]
+        return attempt * amount(resources.together(shards), *more)
 
-
-def fit_minutes(wildcards, input, attempt):
-    """Several times what a fit takes on one core of today: starting, 10 ms an image to read, 2 us a pixel to fit."""
-    images, pixels, *_ = contents(input.manifest, os.stat(input.manifest).st_mtime_ns)
-    return attempt * round(10 + (images * 0.01 + pixels * 2e-6) / 60)
-
-
-def fit_mb(wildcards, input, attempt):
-    """About twice what a fit takes: JAX and its compiler, 20 kB a row, 300 bytes a pixel of the largest image; 20 for one
-    that stamps are cut from, with its mask and map.
-    """
-    images, _, largest, parent = contents(
-        input.manifest, os.stat(input.manifest).st_mtime_ns
-    )
-    return attempt * round(2000 + images * 0.04 + largest * 6e-4 + parent * 4e-5)
-
-
-def all_contents(manifests):
-    """Images in all shards, and the pixels of the largest one; nothing before the scan, when nobody knows them."""
-    # Until then Snakemake gives anything here.
-    known = {str(MANIFEST).format(shard=shard) for shard in origin.read_list(SHARDS)[1]}
-    found = [
-        contents(path, os.stat(path).st_mtime_ns)
-        for path in known.intersection(manifests)
-        if os.path.exists(path)
-    ]
-    return (
-        sum(images for images, *_ in found),
-        max((largest for *_, largest, _ in found), default=0),
-    )
-
-
-def certificate_minutes(wildcards, input, attempt):
-    """Several times what a certificate takes: starting, reading all rows, 4 us a pixel to put in and fit again."""
-    images, largest = all_contents(input.manifests)
-    fitted = min(images, config["certificate"]["sources"]) * largest
-    return attempt * round(60 + (images * 1e-4 + fitted * 4e-6) / 60)
-
-
-def certificate_mb(wildcards, input, attempt):
-    """About twice what a certificate takes: 900 bytes a pixel of the largest image, of which it has four at a time."""
-    _, largest = all_contents(input.manifests)
-    return attempt * round(8000 + largest * 1.8e-3)
-
-
-def catalogue_minutes(wildcards, input, attempt):
-    """About twice what merging takes: 25 us a row."""
-    images, _ = all_contents(input.manifests)
-    return attempt * round(60 + images * 5e-5 / 60)
+    return asked
 
 
 @functools.cache

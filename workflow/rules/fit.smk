@@ -11,8 +11,8 @@ rule fit:
         "../envs/pipeline.yaml"
     threads: 1
     resources:
-        mem_mb=fit_mb,
-        runtime=fit_minutes,
+        mem_mb=of_shard(resources.fit_mb),
+        runtime=of_shard(resources.fit_minutes),
     params:
         reading=READING,
         fit=config["fit"],
