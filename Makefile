@@ -55,14 +55,15 @@ run: $(INSTALLED) $(PLUGIN)
 	$(if $(ARGS),,@$(VENV) -c "$(UP_TO_DATE)")
 
 # A file is tested by one worker: what its tests share, whole runs and a cluster among it, is made once. Marks of
-# pytest-xdist for groups do nothing with pytest 9.2.
+# pytest-xdist for groups do nothing with pytest 9.2. In the order of testpaths, not of the number of tests in a file:
+# what takes minutes comes first, so that no worker ends with it while the others have nothing to do.
 test: $(INSTALLED) $(TESTED)
 	$(VENV) -m ruff check
 	$(VENV) -m ruff format --check
 	$(VENV) -m snakefmt --check Snakefile workflow
 	$(VENV) -m mypy
 	$(VENV) docs/tables.py --check
-	$(VENV) -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile $(ARGS)
+	$(VENV) -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: .venv/installed
 	$(VENV) -m benchmarks.bench $(ARGS)

@@ -65,11 +65,11 @@ def fit_minutes(shard: Contents) -> int:
 
 
 def fit_mb(shard: Contents) -> int:
-    """About twice what a fit takes: JAX and its compiler, 20 kB a row, 300 bytes a pixel of the largest image.
+    """About twice what a fit takes: JAX and its compiler, 10 kB a row, 300 bytes a pixel of the largest image.
 
     Of an image that stamps are cut from, 20 bytes a pixel, with its mask and map.
     """
-    return round(2000 + shard.images * 0.04 + shard.largest * 6e-4 + shard.parent * 4e-5)
+    return round(2000 + shard.images * 0.02 + shard.largest * 6e-4 + shard.parent * 4e-5)
 
 
 def certificate_minutes(run: Contents, sources: int) -> int:

@@ -43,9 +43,11 @@ onstart:
         sys.exit(
             "there is no sbatch here: give the command on a login node of the cluster, or leave out PROFILE=slurm"
         )
-    # For a limit of 100 starts a second Snakemake 9.27 goes through its jobs once a second for each job that has ended:
-    # after two hundred it does nothing else.
-    workflow.scheduler.job_rate_limiter = None
+    # For its own limit of 100 starts a second Snakemake 9.27 goes through its jobs once a second for each job that has
+    # ended: after two hundred it does nothing else. A limit of the user's stays.
+    limit = workflow.scheduler.job_rate_limiter
+    if limit and (limit.max_jobs, limit.timespan) == (100, 1):
+        workflow.scheduler.job_rate_limiter = None
 
 
 RESULTS = Path(config["results"])
