@@ -5,7 +5,7 @@ column, so it depends neither on how images are divided into shards nor on their
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -16,6 +16,10 @@ Value = int | float | str | None
 
 #: Kinds of values: whole numbers that float64 can hold, other whole numbers, other numbers, text, missing.
 SMALL, LARGE, FRACTION, TEXT, MISSING = KINDS = "ilfsm"
+
+_READ: dict[str, Callable[[str], Value]] = {
+    SMALL: int, LARGE: int, FRACTION: float, TEXT: str, MISSING: lambda _: None
+}  # fmt: skip
 
 
 def plain(value: object) -> Value:
@@ -32,8 +36,13 @@ def plain(value: object) -> Value:
 
 
 def as_text(values: Iterable[Value]) -> list[str]:
-    """Values as text, from which `of_text` has them back; "" where missing."""
-    return ["" if value is None else value if isinstance(value, str) else repr(value) for value in values]
+    """Values as text, from which `from_text` has them back: the kind, one letter, and what is written of them."""
+    return [_kind(value) + ("" if value is None else str(value)) for value in values]
+
+
+def from_text(texts: Iterable[str]) -> list[Value]:
+    """Values of which there are texts by `as_text`."""
+    return [_READ[text[0]](text[1:]) for text in texts]
 
 
 def kinds(values: Iterable[Value]) -> str:
@@ -62,8 +71,9 @@ def column_of(name: str, of_parts: Sequence[str]) -> Column:
 
 
 def of_text(texts: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Texts (n,), as `as_text` has them in UTF-8, as values of the type of their column; NaN where missing."""
+    """Texts (n,), as `as_text` has them in UTF-8, as values of the type of their column; NaN or empty where missing."""
+    written = [text[1:] for text in texts.tolist()]
     if dtype.kind == "S":
-        return texts
+        return np.array(written, dtype)
     number = int if dtype.kind == "i" else float
-    return np.array([number(text) if text else math.nan for text in texts.tolist()], dtype)
+    return np.array([number(text) if text else math.nan for text in written], dtype)

@@ -1,7 +1,8 @@
 """The catalogue on disk: parts, one a shard, and the file they are merged into. The only user of h5py.
 
-Layout of a catalogue, format version 1; a part has the first three and no metadata beside them, and of what goes along
-with images the texts in ``/carried``, whose attribute ``kinds`` tells what they are, see `pipeline.carry`::
+Layout of a catalogue, format version 1; a part has the first three and no metadata beside them, of what goes along
+with images the texts in ``/carried``, whose attribute ``kinds`` tells what they are, see `pipeline.carry`, and what its
+rows come from, block by block, in ``/blocks``::
 
     /                       attributes format, format_version, unit, unit_note; of a part also origin, JSON
     /catalogue              table of columns.COLUMNS and then of what goes along, one row an image
@@ -31,7 +32,7 @@ import numpy as np
 from astropy import units
 from astropy.table import Table, meta
 
-from pipeline.carry import Value, as_text, column_of, kinds, of_text
+from pipeline.carry import Value, as_text, column_of, from_text, kinds, of_text
 from pipeline.certificate import calibrate
 from pipeline.columns import CERTIFICATE, COLUMNS, COVARIANCES, ENDINGS, FLAGS, REJECTED, TRUTH, Column
 from pipeline.files import replacing
@@ -43,6 +44,14 @@ FLAG_BITS = (
     Column("name", "S", "", "name of the flag", "flag_bits"),
     Column("bit", "i8", "", "number of the bit in the column flags, from 0", "flag_bits"),
     Column("meaning", "S", "", "when the bit is set", "flag_bits"),
+)
+
+#: What a part keeps of each block of its manifest.
+BLOCKS = (
+    Column("digest", "S", "", "of all that its rows follow from", "blocks"),
+    Column("rows", "i8", "", "how many of its images have one", "blocks"),
+    Column("pixels", "S", "", "digest of its pixels, masks and uncertainty maps", "blocks"),
+    Column("unit", "S", "", "BUNIT of its images", "blocks"),
 )
 
 # A chunk is compressed and read as one; a slab is what is held in memory of one dataset.
@@ -71,6 +80,15 @@ class Summary(NamedTuple):
     has_certificate: bool
 
 
+class Part(NamedTuple):
+    """What `write_part` takes; the rows of the ``blocks`` lie one after another."""
+
+    rows: dict[str, np.ndarray]
+    covariance: dict[str, np.ndarray]
+    carried: dict[str, list[Value]]
+    blocks: dict[str, np.ndarray]
+
+
 def write_part(
     path: str | Path,
     rows: Mapping[str, np.ndarray],
@@ -80,6 +98,7 @@ def write_part(
     unit: str,
     carried: Mapping[str, Sequence[Value]] | None = None,
     origin: Mapping[str, Any] | None = None,
+    blocks: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write the part of the catalogue that one shard gives.
 
@@ -100,6 +119,8 @@ def write_part(
         What goes along with the images.
     origin : dict, optional
         What the rows come from; its ``digest`` is that of `origin.part_digest`. JSON.
+    blocks : dict of arrays, optional
+        Columns of `BLOCKS`, a row for each block of the manifest, in its order.
 
     Raises
     ------
@@ -110,6 +131,8 @@ def write_part(
         "catalogue": _pack(path, COLUMNS, rows),
         "rejected": _pack(path, REJECTED, _columns(REJECTED, rejected)),
     }
+    if blocks is not None:
+        tables["blocks"] = _pack(path, BLOCKS, blocks)
     if carried:
         texts = {name: np.array(as_text(values), dtype=object) for name, values in carried.items()}
         tables["carried"] = _pack(path, [Column(name, "S", "", "", "carried") for name in texts], texts)
@@ -140,6 +163,16 @@ def read_origin(path: str | Path) -> dict[str, Any]:
     """What the rows of a part, or a certificate, come from."""
     with _open(path) as file:
         return json.loads(file.attrs["origin"])
+
+
+def read_part(path: str | Path) -> Part:
+    """What a part holds; ``OSError`` where there is none, ``KeyError`` where it tells of no blocks."""
+    with _open(path) as file:
+        covariance = {name: file[f"covariance/{name}"][:] for name in COVARIANCES}
+        goes_along = "carried" in file
+    texts = read_rows(path, table="carried") if goes_along else {}
+    carried = {name: from_text(column) for name, column in texts.items()}
+    return Part(read_rows(path), covariance, carried, read_rows(path, table="blocks"))
 
 
 def is_of(part: str | Path, digest: str) -> bool:
@@ -318,7 +351,8 @@ def _inspect(part: str | Path, digest: str | None) -> _Head:
         if "carried" in file:
             dtype = file["carried"].dtype
             carried = dict(zip(dtype.names, file["carried"].attrs["kinds"], strict=True))
-            widths["carried"] = {name: dtype[name].itemsize for name in carried}
+            # One letter less: that of the kind.
+            widths["carried"] = {name: max(1, dtype[name].itemsize - 1) for name in carried}
         covariance = file["covariance"][COVARIANCES[0]]
         parameters = tuple(covariance.attrs["parameters"])
         return _Head(len(file["catalogue"]), len(file["rejected"]), widths, parameters, file.attrs["unit"], carried)

@@ -14,14 +14,13 @@ import yaml
 from astropy.io import fits
 
 from pipeline import __version__, batches, runtime
-from pipeline.carry import Value
-from pipeline.catalogue import merge, read_origin, read_rows, write_certificate, write_part
+from pipeline.catalogue import Part, merge, read_origin, read_part, read_rows, write_certificate, write_part
 from pipeline.certificate import DONORS, NEEDED, certify, choose, inject
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, HARMLESS, PARAMETERS, empty_rows, parameter_names
 from pipeline.detection import forget_others
 from pipeline.images import Block, corners_of, identities, list_files, near_middle, scan_file
-from pipeline.origin import list_digest, part_digest, write_list
-from pipeline.shards import assign, image_ids, read_manifest, write_manifests
+from pipeline.origin import list_digest, part_digest, rows_digest, write_list
+from pipeline.shards import assign, block_digest, image_ids, read_manifest, write_manifests
 
 #: Seconds between two lines on how far a job has come.
 PROGRESS_SECONDS = 5.0
@@ -125,7 +124,8 @@ def fit(
     ----------
     part : path
         Written: the shard's part of the catalogue, rows in the order of the manifest, and what they come from (device,
-        versions, digests of manifest and settings, and of the pixels, how many images took how many seconds).
+        versions, digests of manifest and settings, and of the pixels, how many images took how many seconds). Of an
+        older part, which lies beside it as ``.old``, the rows of blocks that have not changed are used again.
     manifest : path
         The shard's blocks, by `scan`.
     reading, fit : dict
@@ -143,41 +143,50 @@ def fit(
     blocks, rejected = read_manifest(manifest)
     parameters = parameter_names(fit["background"], fit["scale"])
     settings = {**fit, "near": near_middle(reading["cutouts"])}
-    # A shard may hold nothing but files that give no image.
-    rows = [empty_rows(0)]
-    covariances = [{kind: np.empty((0, len(parameters), len(parameters))) for kind in COVARIANCES}]
-    positions = [np.empty(0, np.int64)]
-    carried: dict[str, list[Value]] = {name: [] for name in reading["carry"]}
-    units: set[str] = set()
-    pixels = hashlib.blake2b(digest_size=16)
-    tell = _progress(sum(block.stop - block.start for block in blocks), "images fitted")
-    for pieces in batches.of_blocks(blocks, {**reading, "folder": detections}, rejected):
+    made_on = rows_digest(reading, fit, _versions(), device)
+    digests = [block_digest(block, made_on) for block in blocks]
+    # The number of the block that each image is of.
+    block_of = np.repeat(np.arange(len(blocks)), [block.stop - block.start for block in blocks])
+    old = Path(part).with_suffix(".old")
+    kept, again = _unchanged(old, digests, np.bincount(block_of, minlength=len(blocks)), parameters, reading["carry"])
+    rows, covariances, carried = [kept.rows], [kept.covariance], kept.carried
+    positions, fresh = [np.flatnonzero(again[block_of])], np.flatnonzero(~again[block_of])
+    units = kept.blocks["unit"].tolist()
+    pixels = [hashlib.blake2b(digest_size=16) for _ in blocks]
+    tell = _progress(len(fresh), "images fitted")
+    left = [block for block, unchanged in zip(blocks, again, strict=True) if not unchanged]
+    for pieces in batches.of_blocks(left, {**reading, "folder": detections}, rejected):
         stack = batches.joined(pieces)
         kernels = {"correlation": batches.beam_kernels(pieces)} if fit["correlation"] == "beam" else {}
         fitted, covariance = fit_rows(*stack, **{**settings, **kernels})
         batch = empty_rows(len(stack.data)) | fitted
         _complete(batch, covariance[fit["uncertainty"]], pieces)
-        units |= {piece.sky.unit for piece in pieces}
         rows.append(batch)
         covariances.append(covariance)
-        positions += [piece.position + np.arange(len(piece.stack.data)) for piece in pieces]
-        for name, values in carried.items():
-            values += [value for piece in pieces for value in piece.carried[name]]
-        for array in stack:
-            pixels.update(b"" if array is None else array.tobytes())
-        tell(sum(map(len, positions)))
+        for piece in pieces:
+            positions.append(fresh[piece.position : piece.position + len(piece.stack.data)])
+            number = block_of[positions[-1][0]]
+            units[number] = piece.sky.unit
+            for array in piece.stack:
+                pixels[number].update(b"" if array is None else array.tobytes())
+            for name, values in carried.items():
+                values += piece.carried[name]
+        tell(sum(map(len, positions[1:])))
         # At once: the other jobs of a run have begun with this one, or soon will.
         runtime.share_cache()
     # Images of several sizes are fitted size by size; the catalogue has them in the order of the manifest.
-    order = np.argsort(np.concatenate(positions))
+    place = np.concatenate(positions)
+    order = np.argsort(place)
+    pixels_of = np.where(again, kept.blocks["pixels"], [digest.hexdigest() for digest in pixels])
     origin = {
         "images": len(order),
+        "fitted": len(order) - len(positions[0]),
         "rejected": len(rejected),
         "seconds": round(time.monotonic() - began, 3),
         "device": device,
         "versions": _versions(),
         "digest": made_of,
-        "pixels": pixels.hexdigest(),
+        "pixels": hashlib.blake2b("".join(pixels_of).encode(), digest_size=16).hexdigest(),
     }
     write_part(
         part,
@@ -185,11 +194,18 @@ def fit(
         {kind: np.concatenate([batch[kind] for batch in covariances])[order] for kind in COVARIANCES},
         parameters,
         rejected,
-        "\n".join(sorted(units)),
+        "\n".join(sorted({units[number] for number in block_of[place]})),
         {name: [values[i] for i in order.tolist()] for name, values in carried.items()},
         origin,
+        {
+            "digest": np.array(digests, dtype=object),
+            "rows": np.bincount(block_of[place], minlength=len(blocks)),
+            "pixels": pixels_of,
+            "unit": np.array(units, dtype=object),
+        },
     )
-    runtime.LOG.info("%(images)d images fitted in %(seconds)g s, %(rejected)d rejected", origin)
+    old.unlink(missing_ok=True)
+    runtime.LOG.info("%(fitted)d of %(images)d images fitted in %(seconds)g s, %(rejected)d rejected", origin)
 
 
 def certificate(
@@ -310,13 +326,50 @@ def report(
     from pipeline.report import write_report  # here, because no other job draws
 
     origins = _origins(parts)
-    benchmarks = [(shard, origin["seconds"], origin["images"]) for shard, origin in origins.items()]
+    benchmarks = [(shard, origin["seconds"], origin["fitted"]) for shard, origin in origins.items()]
     images = {**reading, "folder": detections}
     seconds = sum(origin["seconds"] for origin in _origins(certificates).values())
     write_report(catalogue, path, images=images, benchmarks=benchmarks, config=config, certificate_seconds=seconds)
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
+
+
+def _unchanged(
+    old: Path, digests: Sequence[str], counts: np.ndarray, parameters: Sequence[str], carry: Sequence[str]
+) -> tuple[Part, np.ndarray]:
+    """What an older part knows of the blocks with these digests, and which of them (n,) have all their rows there.
+
+    Rows lie as in the new part; ``blocks`` has an entry for each block, also for those that are not there.
+    """
+    again = np.zeros(len(digests), bool)
+    blank = np.full(len(digests), "", dtype=object)
+    blocks = {"digest": blank, "rows": counts, "pixels": blank.copy(), "unit": blank.copy()}
+    # A shard may hold nothing but files that give no image.
+    square = (0, len(parameters), len(parameters))
+    none = Part(empty_rows(0), {k: np.empty(square) for k in COVARIANCES}, {name: [] for name in carry}, blocks)
+    try:
+        part = read_part(old)
+    except (OSError, KeyError):
+        return none, again
+    has = part.blocks["rows"]
+    known = {digest: number for number, digest in enumerate(part.blocks["digest"])}
+    of = np.array([known.get(digest, -1) for digest in digests], int)
+    # Not those of which an image could not be read: it may be by now.
+    again[of >= 0] = has[of[of >= 0]] == counts[of >= 0]
+    if not again.any():
+        return none, again
+    first = np.cumsum(has) - has
+    take = np.concatenate([np.arange(first[k], first[k] + has[k]) for k in of[again]])
+    for name in ("pixels", "unit"):
+        blocks[name][again] = part.blocks[name][of[again]]
+    runtime.LOG.info("%d images have not changed since they were fitted", len(take))
+    return Part(
+        {name: values[take] for name, values in part.rows.items()},
+        {kind: matrices[take] for kind, matrices in part.covariance.items()},
+        {name: [values[i] for i in take.tolist()] for name, values in part.carried.items()},
+        blocks,
+    ), again
 
 
 def _complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[batches.Piece]) -> None:

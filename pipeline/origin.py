@@ -19,6 +19,11 @@ def part_digest(manifest: str | Path, reading: Mapping[str, Any], fit: Mapping[s
     return _digest(Path(manifest).read_bytes(), reading, fit)
 
 
+def rows_digest(reading: Mapping[str, Any], fit: Mapping[str, Any], *made_on: Any) -> str:
+    """Digest of all that decides on a row beside its image: how images are read and fitted, the version, on what."""
+    return _digest(b"", reading, fit, *made_on)
+
+
 def list_digest(files: Sequence[str], reading: Mapping[str, Any], shard_size: int, listing: str) -> str:
     """Digest of all that decides on the list of shards; ``listing`` is that of `shards.listing_digest`."""
     return _digest(listing.encode(), list(files), reading, shard_size)

@@ -126,6 +126,12 @@ def _lines(row: Block | Rejected) -> Iterator[tuple]:
         yield ("stamp", *[""] * 8, *stamp, json.dumps(carried[number]) if carried else "", "")
 
 
+def block_digest(block: Block, settings: str) -> str:
+    """Digest of what the rows of a block follow from: its images as the scan found them, and ``settings``."""
+    lines = (str(entry) for line in _lines(block) for entry in (*line, "\n"))
+    return hashlib.blake2b("\0".join([settings, *lines]).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
 def read_manifest(path: str | Path) -> tuple[list[Block], list[Rejected]]:
     """Rows of a manifest: images, and what was rejected when they were looked for."""
     blocks: list[Block] = []

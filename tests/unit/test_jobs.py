@@ -1,6 +1,7 @@
 """Jobs: the order of rows, images that cannot be read, what headers add. The fit itself is a stand-in."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import h5py
@@ -11,7 +12,7 @@ from astropy.table import MaskedColumn, Table
 
 import pipeline.fit
 from pipeline import batches, jobs, runtime
-from pipeline.catalogue import merge, read_origin, read_rows, read_summary
+from pipeline.catalogue import merge, read_origin, read_part, read_rows, read_summary
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, empty_rows, parameter_names
 from pipeline.config import check_config
 from pipeline.correlation import kernel_fwhm
@@ -97,6 +98,135 @@ def test_rows_keep_the_order_of_the_manifest_whatever_the_sizes_and_batches(tmp_
     monkeypatch.setattr(batches, "BATCH_PIXELS", 2 * 64)
     pieces = fitted(tmp_path, manifest)
     np.testing.assert_equal(pieces, whole)
+
+
+# ---- an older part of the same shard --------------------------------------------------------------------------------
+
+#: Of images of two sizes in two units, with what goes along; of single files, a cube and two HDUs.
+CARRYING = {"carry": ["NAME", "EXPTIME"], "hdu": "all"}
+
+
+@pytest.fixture
+def shard(tmp_path) -> Path:
+    """A shard that has been fitted, whose part is an older one now; beside it what had been fitted: ``before.h5``."""
+    write(tmp_path / "a.fits", (8, 8), 10, BUNIT="Jy", NAME="a", EXPTIME=3)
+    write(tmp_path / "b.fits", (3, 8, 9), 20, BUNIT="adu", NAME=7, EXPTIME=1.5)
+    write(tmp_path / "c.fits", (8, 8), 30, BUNIT="Jy")
+    write(tmp_path / "d.fits", (2, 8, 8), 40, BUNIT="Jy", NAME="12", EXPTIME=2**70)
+    (manifest,) = scanned(tmp_path, [str(tmp_path / "*.fits")], **CARRYING)
+    fitted(tmp_path, manifest, **CARRYING)
+    shutil.copy(tmp_path / "part.h5", tmp_path / "before.h5")
+    (tmp_path / "part.h5").rename(tmp_path / "part.old")
+    return manifest
+
+
+def content(part: Path) -> dict[str, object]:
+    """All that a part holds but how it came about."""
+    with h5py.File(part) as file:
+        found = {
+            name: (file[name].dtype, file[name][:].tobytes()) for name in ("catalogue", "rejected", "carried", "blocks")
+        }
+        found |= {name: matrices[:].tobytes() for name, matrices in file["covariance"].items()}
+        kinds = file["carried"].attrs["kinds"].tolist()
+        origin = {k: v for k, v in read_origin(part).items() if k not in ("seconds", "fitted")}
+        return found | {"unit": file.attrs["unit"], "kinds": kinds, "origin": origin}
+
+
+def afresh(folder: Path, manifest: Path, **reading) -> dict[str, object]:
+    """What a part holds that is made with no older one."""
+    (folder / "afresh").mkdir()
+    fitted(folder / "afresh", manifest, **reading)
+    assert read_origin(folder / "afresh" / "part.h5")["fitted"] == read_origin(folder / "part.h5")["images"]
+    return content(folder / "afresh" / "part.h5")
+
+
+def test_what_has_not_changed_is_not_fitted_again(shard, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.fit, "fit_rows", None)
+    fitted(tmp_path, shard, **CARRYING)
+    assert read_origin(tmp_path / "part.h5")["fitted"] == 0
+    assert content(tmp_path / "part.h5") == content(tmp_path / "before.h5")
+    assert not (tmp_path / "part.old").exists()
+
+
+def add(folder: Path) -> None:
+    write(folder / "aa.fits", (4, 8, 8), 15, BUNIT="K", NAME=5.5)
+
+
+def change(folder: Path) -> None:
+    write(folder / "new", (3, 8, 9), 25, NAME="x")
+    (folder / "new").replace(folder / "b.fits")
+
+
+def remove(folder: Path) -> None:
+    (folder / "a.fits").unlink()
+
+
+@pytest.mark.parametrize(("events", "count"), [((add,), 4), ((change,), 3), ((remove,), 0), ((add, change, remove), 7)])
+def test_one_new_image_costs_one_image(shard, tmp_path, events, count):
+    for event in events:
+        event(tmp_path)
+    (manifest,) = scanned(tmp_path, [str(tmp_path / "*.fits")], **CARRYING)
+    fitted(tmp_path, manifest, **CARRYING)
+    assert read_origin(tmp_path / "part.h5")["fitted"] == count
+    assert content(tmp_path / "part.h5") == afresh(tmp_path, manifest, **CARRYING) != content(tmp_path / "before.h5")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: {"fit": FIT | {"scale": 2.0}},
+        lambda patch: {"saturation": 45},
+        lambda patch: patch.setattr(jobs, "_versions", lambda: {"jax": "0"}),
+        lambda patch: patch.setattr(runtime, "start_jax", lambda **_: "gpu"),
+    ],
+    ids=["fit", "reading", "version", "device"],
+)
+def test_what_was_made_otherwise_is_fitted_again(shard, tmp_path, monkeypatch, change):
+    settings = change(monkeypatch) or {}
+    fitted(tmp_path, shard, **(CARRYING | settings))
+    assert read_origin(tmp_path / "part.h5")["fitted"] == 7
+
+
+@pytest.mark.parametrize("damage", ["half of it", "of no blocks"])
+def test_an_older_part_that_is_none_is_not_used(shard, tmp_path, damage):
+    old = tmp_path / "part.old"
+    if damage == "half of it":
+        old.write_bytes(old.read_bytes()[:2000])
+    else:
+        with h5py.File(old, "r+") as file:
+            del file["blocks"]
+    fitted(tmp_path, shard, **CARRYING)
+    assert read_origin(tmp_path / "part.h5")["fitted"] == 7
+    assert content(tmp_path / "part.h5") == content(tmp_path / "before.h5")
+
+
+def test_an_image_that_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
+    write(tmp_path / "a.fits", (2, 8, 8), 1)
+    write(tmp_path / "b.fits", (8, 8), 5)
+    (manifest,) = scanned(tmp_path, [str(tmp_path / "*.fits")])
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "read_images", fails_once(batches.read_images, "a.fits", plane=1))
+        assert len(fitted(tmp_path, manifest)["amp"]) == 2
+    assert len(read_rows(tmp_path / "part.h5", table="rejected")["reason"]) == 1
+    (tmp_path / "part.h5").rename(tmp_path / "part.old")
+    assert fitted(tmp_path, manifest)["amp"].tolist() == [1, 2, 5]
+    assert read_origin(tmp_path / "part.h5")["fitted"] == 2
+    assert len(read_rows(tmp_path / "part.h5", table="rejected")["reason"]) == 0
+
+
+def fails_once(read, name: str, plane: int):
+    """`read_images`, but one plane of one file cannot be read."""
+
+    def reading(block, start, stop, **settings):
+        if block.file.endswith(name) and start <= plane < stop:
+            msg = f"{block.file}: the disk is on fire"
+            raise OSError(msg)
+        return read(block, start, stop, **settings)
+
+    return reading
+
+
+# ---- images that change or cannot be read ---------------------------------------------------------------------------
 
 
 def test_an_image_that_cannot_be_read_any_more_is_a_row_of_rejected(tmp_path):
@@ -439,10 +569,7 @@ def test_what_goes_along_changes_the_manifest_of_its_shard_only(tmp_path):
         files = scanned(tmp_path, [str(tmp_path / "a.fits")], shard_size=10, cutouts=cutouts, carry=["name"])
         manifests.append({path.name: path.read_bytes() for path in files})
         rows = fitted(tmp_path, files[1], cutouts=cutouts, carry=["name"])
-        assert (
-            read_rows(tmp_path / "part.h5", table="carried")["name"].tolist()
-            == names[rows["source"]].astype(str).tolist()
-        )
+        assert read_part(tmp_path / "part.h5").carried["name"] == names[rows["source"]].tolist()
     changed = [name for name, text in manifests[1].items() if text != manifests[0][name]]
     assert [name[-6:] for name in changed] == ["-1.csv"]
 

@@ -19,6 +19,7 @@ from astropy.table import QTable
 
 import pipeline
 from pipeline import columns
+from pipeline.catalogue import read_origin
 from pipeline.origin import read_list
 from tests.workflow.runs import (
     NO_CERTIFICATE,
@@ -312,7 +313,11 @@ def own_run(images_run, tmp_path) -> Path:
     return folder
 
 
-def test_a_new_a_changed_and_a_removed_image_repeat_their_shards_only(own_run, images_run):
+def newly_fitted(folder: Path, parts: set[str]) -> int:
+    return sum(read_origin(folder / "results" / "parts" / part)["fitted"] for part in parts)
+
+
+def test_a_new_a_changed_and_a_removed_image_cost_what_they_are(own_run, images_run):
     folder = own_run
     manifests = {path.name: path.read_bytes() for path in (folder / "results" / "shards").iterdir()}
     parts = times(folder, "parts/*.h5")
@@ -323,6 +328,7 @@ def test_a_new_a_changed_and_a_removed_image_repeat_their_shards_only(own_run, i
     snakemake(folder)
     repeated = {name for name, time in times(folder, "parts/*.h5").items() if time != parts[name]}
     assert repeated == {Path(shard).with_suffix(".h5").name}
+    assert newly_fitted(folder, repeated) == 1
     assert_identical(folder, images_run)
 
     shutil.copy(folder / "stamps" / "plain.fits", folder / "stamps" / "new.fits")
@@ -332,8 +338,10 @@ def test_a_new_a_changed_and_a_removed_image_repeat_their_shards_only(own_run, i
     snakemake(folder)
     after = {path.name: path.read_bytes() for path in (folder / "results" / "shards").iterdir()}
     concerned = {Path(name).stem for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    repeated = {Path(name).stem for name, time in times(folder, "parts/*.h5").items() if parts.get(name) != time}
-    assert repeated == concerned & {Path(name).stem for name in after}
+    repeated = {name for name, time in times(folder, "parts/*.h5").items() if parts.get(name) != time}
+    assert {Path(name).stem for name in repeated} == concerned & {Path(name).stem for name in after}
+    assert newly_fitted(folder, repeated) == 1
+    assert not times(folder, "parts/*.old")
     files = read(folder)["catalogue"]["file"].tolist()
     assert b"stamps/new.fits" in files
     assert "stamps/été.fit".encode() not in files

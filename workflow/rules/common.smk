@@ -188,9 +188,9 @@ def of_run(amount, *more):
 
 @functools.cache
 def listed_shards(changed_ns):
-    """Names of all shards, in order. Parts of other images or settings, which jobs of earlier runs left, are removed.
+    """Names of all shards, in order. Parts of other images or settings make room: the fit takes from them what it can.
 
-    So are records that are not of the part that is there, but of the one before it: they would have it made again.
+    Records that are not of the part that is there, but of the one before it, are removed: they would have it made again.
     """
     _, names = origin.read_list(SHARDS)
     if drives():
@@ -210,8 +210,9 @@ def listed_shards(changed_ns):
             if not catalogue.is_of(
                 part, origin.part_digest(manifest, READING, config["fit"])
             ):
-                part.unlink()
+                part.replace(part.with_suffix(".old"))
                 continue
+            part.with_suffix(".old").unlink(missing_ok=True)
             record = workflow.persistence.metadata(IOFile(str(part)))
             if record and record.endtime != part.stat().st_mtime:
                 workflow.persistence.cleanup_metadata(IOFile(str(part)))
