@@ -55,6 +55,7 @@ def study(arguments) -> dict:
     rows: dict = {precision: {str(count): [] for count in counts} for precision in ("float64", "float32")}
     rates = []
     simulated = check_config({})["simulated"] | {"noise": {"kind": "cauchy", "scale": 1.0}}
+    del simulated["count"]
     with tempfile.TemporaryDirectory() as folder, workers.one_a_core() as processes:
         stacks = {count: Path(folder, f"{count}.fits") for count in counts}
         for count, stack in stacks.items():

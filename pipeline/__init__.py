@@ -3,12 +3,12 @@
 columns      what a catalogue row is: columns, units, flags
 config       the config, checked and completed
 files        outputs that appear whole or not at all
+origin       what each output was made of, and what the run wants
 carry        what goes along from headers and tables into the catalogue
 hdus         what a FITS file holds
 images       FITS <-> arrays, masks, uncertainty maps
 detection    sources found in larger images, and what of a stamp belongs to others
 shards       which job fits which images
-origin       what a part of the catalogue was made of
 resources    memory and time that a job asks for
 model        the Gaussian and what is derived from it
 simulate     images with known truth

@@ -4,7 +4,7 @@ Layout of a catalogue, format version 1; a part has the first three and no metad
 with images the texts in ``/carried``, whose attribute ``kinds`` tells what they are, see `pipeline.carry`, and what its
 rows come from, block by block, in ``/blocks``::
 
-    /                       attributes format, format_version, unit, unit_note; of a part also origin, JSON
+    /                       attributes format, format_version, unit, unit_note, origin (what it was made of, JSON)
     /catalogue              table of columns.COLUMNS and then of what goes along, one row an image
     /covariance/<name>      (n, p, p) float64, rows as in /catalogue, attribute parameters = order of the p axes
     /rejected               table of columns.REJECTED, one row an image that could not be read
@@ -160,7 +160,7 @@ def write_certificate(path: str | Path, certificate: Mapping[str, np.ndarray], o
 
 
 def read_origin(path: str | Path) -> dict[str, Any]:
-    """What the rows of a part, or a certificate, come from."""
+    """What a part, certificate or catalogue was made of, and how."""
     with _open(path) as file:
         return json.loads(file.attrs["origin"])
 
@@ -175,12 +175,12 @@ def read_part(path: str | Path) -> Part:
     return Part(read_rows(path), covariance, carried, read_rows(path, table="blocks"))
 
 
-def is_of(part: str | Path, digest: str) -> bool:
-    """Whether a part is there, whole, and made of what has this digest."""
+def digest_of(path: str | Path) -> str:
+    """Digest of what a part, certificate or catalogue was made of; "" where it is none or not whole."""
     try:
-        return read_origin(part).get("digest") == digest
+        return read_origin(path).get("digest", "")
     except (OSError, KeyError, ValueError):
-        return False
+        return ""
 
 
 def merge(
@@ -192,6 +192,7 @@ def merge(
     certificate: Mapping[str, np.ndarray] | None = None,
     provenance: Mapping[str, str],
     image_units: Mapping[str, str] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the catalogue from its parts, in the order given, holding a few megabytes of them at a time.
 
@@ -212,6 +213,8 @@ def merge(
     image_units : dict of str, optional
         Units of columns, and of their errors, that are not in the unit of the images as `columns` has it:
         ``{"scale": ""}`` where the images come with uncertainty maps.
+    origin : dict, optional
+        Its ``digest`` is that of `origin.catalogue_digest`. JSON.
 
     Raises
     ------
@@ -245,6 +248,7 @@ def merge(
 
     with replacing(path) as temporary, h5py.File(temporary, "w", locking="best-effort") as file:
         file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, unit=image.to_string(), unit_note=note)
+        file.attrs["origin"] = json.dumps(origin or {})
 
         def table(name: str, columns: tuple[Column, ...], dtype: np.dtype, rows: int) -> h5py.Dataset:
             lines = _table_meta(columns, dtype, {c.name: _column_unit(texts.get(c.name, ""), image) for c in columns})

@@ -19,8 +19,20 @@ from pipeline.certificate import DONORS, NEEDED, certify, choose, inject
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, HARMLESS, PARAMETERS, empty_rows, parameter_names
 from pipeline.detection import forget_others
 from pipeline.images import Block, corners_of, identities, list_files, near_middle, scan_file
-from pipeline.origin import list_digest, part_digest, rows_digest, write_list
-from pipeline.shards import assign, block_digest, image_ids, read_manifest, write_manifests
+from pipeline.origin import (
+    catalogue_digest,
+    certificate_digest,
+    check_run,
+    manifest_digest,
+    part_digest,
+    read_list,
+    read_run,
+    rows_digest,
+    stack_digest,
+    stack_origin,
+    write_list,
+)
+from pipeline.shards import assign, block_digest, image_ids, parse_manifest, write_manifests
 
 #: Seconds between two lines on how far a job has come.
 PROGRESS_SECONDS = 5.0
@@ -33,14 +45,31 @@ PACKAGES = ("numpy", "scipy", "jax", "jaxlib", "astropy", "fitsio", "sep", "h5py
 
 
 def simulate(
-    stack: str, truth: str, *, start: int, stop: int, log: str, threads: int, cache: str | Path, **simulated: Any
+    stack: str,
+    truth: str,
+    *,
+    start: int,
+    stop: int,
+    run: str | Path,
+    log: str,
+    threads: int,
+    cache: str | Path,
+    **simulated: Any,
 ) -> None:
-    """Write images ``start`` to ``stop - 1`` and their truth, by the section ``simulated`` of the config."""
+    """Write images ``start`` to ``stop - 1`` and their truth, by the section ``simulated`` of the config.
+
+    run : path
+        What the run that goes on wants, see `origin.write_run`.
+    """
     runtime.start_log(log)
+    # A job of an earlier run may have made them meanwhile; others may have read them since.
+    if stack_origin(stack) == stack_origin(truth) == stack_digest(simulated, start, stop):
+        return
+    check = functools.partial(check_run, run, read_run(run))
     runtime.start_jax(threads=threads, gpu=0, cache=cache)
     from pipeline.simulate import write_stack  # here, because what imports jax must come after start_jax
 
-    write_stack(stack, truth, start, stop, **simulated)
+    write_stack(stack, truth, start, stop, check=check, **simulated)
 
 
 def scan(
@@ -50,7 +79,8 @@ def scan(
     files: list[str],
     reading: Mapping[str, Any],
     shard_size: int,
-    listing: str | Path,
+    made_of: str,
+    run: str | Path,
     detections: str | Path,
     log: str,
 ) -> None:
@@ -59,7 +89,7 @@ def scan(
     Parameters
     ----------
     shards : path
-        Written: the names of the shards in the order of the catalogue, see `pipeline.origin`.
+        Written: the names of the shards in the order of the catalogue, see `origin.write_list`.
     manifests : path
         Folder of the manifests, one a shard; one whose bytes stay the same is not touched.
     files : list of str
@@ -68,8 +98,10 @@ def scan(
         The section ``images`` of the config but its ``files``.
     shard_size : int
         Images a shard, about.
-    listing : path
-        Holds the digest of the files as they were when the run began.
+    made_of : str
+        Digest of all that decides on the list, by `origin.list_digest`.
+    run : path
+        As for `simulate`.
     detections : path
         Folder of what was found in larger images, see `pipeline.detection`.
 
@@ -77,10 +109,10 @@ def scan(
     ------
     ValueError
         If there is nothing at all under the names given, not even something to reject; if the table of positions is
-        none.
+        none; if another run has begun meanwhile.
     """
     runtime.start_log(log)
-    made_of = list_digest(files, reading, shard_size, Path(listing).read_text())  # now, as in `fit`
+    wanted = read_run(run)
     found, rejected = list_files(files)
     blocks: list[Block] = []
     look: Callable = functools.partial(scan_file, **reading)
@@ -97,14 +129,16 @@ def scan(
     if reading["cutouts"] is not None:
         rejected += cutouts.nowhere(blocks, reading["cutouts"])
     forget_others(detections, blocks, **reading)
-    names = write_manifests(manifests, assign(blocks, shard_size, rejected))
-    if not names:
+    shared = assign(blocks, shard_size, rejected)
+    if not shared:
         msg = f"images.files: nothing found under {', '.join(files)}, wanted FITS files"
         raise ValueError(msg)
-    # Last, so that after a kill the list is only there if all manifests are.
-    write_list(shards, made_of, names)
+    check_run(run, wanted)
+    # The list last, so that after a kill it is only there if all manifests are.
+    digests = write_manifests(manifests, shared)
+    write_list(shards, made_of, digests)
     images = sum(block.stop - block.start for block in blocks)
-    runtime.LOG.info("%d images in %d files, %d shards; %d rejected", images, len(found), len(names), len(rejected))
+    runtime.LOG.info("%d images in %d files, %d shards; %d rejected", images, len(found), len(shared), len(rejected))
 
 
 def fit(
@@ -125,7 +159,7 @@ def fit(
     part : path
         Written: the shard's part of the catalogue, rows in the order of the manifest, and what they come from (device,
         versions, digests of manifest and settings, and of the pixels, how many images took how many seconds). Of an
-        older part, which lies beside it as ``.old``, the rows of blocks that have not changed are used again.
+        older one that is there, the rows of blocks that have not changed are used again.
     manifest : path
         The shard's blocks, by `scan`.
     reading, fit : dict
@@ -139,16 +173,15 @@ def fit(
     from pipeline.fit import fit_rows  # here, because what imports jax must come after start_jax
 
     began = time.monotonic()
-    made_of = part_digest(manifest, reading, fit)  # now: the manifest may change while the job runs
-    blocks, rejected = read_manifest(manifest)
+    listed = Path(manifest).read_bytes()  # once: it may change while the job runs
+    blocks, rejected = parse_manifest(listed)
     parameters = parameter_names(fit["background"], fit["scale"])
     settings = {**fit, "near": near_middle(reading["cutouts"])}
     made_on = rows_digest(reading, fit, _versions(), device)
     digests = [block_digest(block, made_on) for block in blocks]
     # The number of the block that each image is of.
     block_of = np.repeat(np.arange(len(blocks)), [block.stop - block.start for block in blocks])
-    old = Path(part).with_suffix(".old")
-    kept, again = _unchanged(old, digests, np.bincount(block_of, minlength=len(blocks)), parameters, reading["carry"])
+    kept, again = _unchanged(part, digests, np.bincount(block_of, minlength=len(blocks)), parameters, reading["carry"])
     rows, covariances, carried = [kept.rows], [kept.covariance], kept.carried
     positions, fresh = [np.flatnonzero(again[block_of])], np.flatnonzero(~again[block_of])
     units = kept.blocks["unit"].tolist()
@@ -185,7 +218,7 @@ def fit(
         "seconds": round(time.monotonic() - began, 3),
         "device": device,
         "versions": _versions(),
-        "digest": made_of,
+        "digest": part_digest(manifest_digest(listed), reading, fit),
         "pixels": hashlib.blake2b("".join(pixels_of).encode(), digest_size=16).hexdigest(),
     }
     write_part(
@@ -204,7 +237,6 @@ def fit(
             "unit": np.array(units, dtype=object),
         },
     )
-    old.unlink(missing_ok=True)
     runtime.LOG.info("%(fitted)d of %(images)d images fitted in %(seconds)g s, %(rejected)d rejected", origin)
 
 
@@ -213,6 +245,8 @@ def certificate(
     *,
     parts: Sequence[str],
     manifests: Sequence[str],
+    shards: str | Path,
+    made_of: str,
     reading: Mapping[str, Any],
     fit: Mapping[str, Any],
     sources: int,
@@ -229,19 +263,27 @@ def certificate(
         Written: the certificate, and how many sources took how many seconds, on what.
     parts, manifests : sequences of paths
         What `fit` wrote and what it was given, by shard.
+    shards, made_of : path, str
+        The list that `scan` wrote, and the digest it must have.
     reading, fit : dict
         As for `fit`.
     sources : int
         To put in at most.
     detections : path
         As for `fit`.
+
+    Raises
+    ------
+    ValueError
+        If list or parts are of other images or settings than these.
     """
     runtime.start_log(log)
     device = runtime.start_jax(threads=1, gpu=gpu, cache=cache)
     from pipeline.fit import fit_rows  # here, because what imports jax must come after start_jax
 
     began = time.monotonic()
-    rows = _chosen(parts, [part_digest(manifest, reading, fit) for manifest in manifests], sources)
+    digests = _digests(parts, shards, made_of, reading, fit)
+    rows = _chosen(parts, digests, sources)
     beams = fit["correlation"] == "beam"
     images = batches.of_rows(rows, manifests, DONORS, {**reading, "folder": detections}, beams=beams)
     settings = {**fit, "near": near_middle(reading["cutouts"])}
@@ -251,7 +293,12 @@ def certificate(
     ]
     table = certify(trials, parameter_names(fit["background"], fit["scale"]))
     count = sum(len(part.snr) for part in trials)
-    origin = {"sources": count, "seconds": round(time.monotonic() - began, 3), "device": device}
+    origin = {
+        "sources": count,
+        "seconds": round(time.monotonic() - began, 3),
+        "device": device,
+        "digest": certificate_digest(digests, sources),
+    }
     write_certificate(path, table, origin)
     runtime.LOG.info("%(sources)d sources put in and fitted in %(seconds)g s", origin)
     if not count:
@@ -262,7 +309,8 @@ def catalogue(
     path: str,
     *,
     parts: Sequence[str],
-    manifests: Sequence[str],
+    shards: str | Path,
+    made_of: str,
     reading: Mapping[str, Any],
     stacks: Sequence[str],
     truths: Sequence[str],
@@ -276,8 +324,10 @@ def catalogue(
     ----------
     path : path
         Written: the catalogue.
-    parts, manifests : sequences of paths
-        What `fit` wrote and what it was given, by shard.
+    parts : sequence of paths
+        What `fit` wrote, by shard.
+    shards, made_of : path, str
+        As for `certificate`.
     reading : dict
         As for `scan`.
     stacks, truths : sequences of paths
@@ -290,16 +340,19 @@ def catalogue(
     Raises
     ------
     ValueError
-        If a part is of other images or settings than these.
+        If list, parts, truth or certificate are of other images or settings than these.
     """
     runtime.start_log(log)
+    digests = _digests(parts, shards, made_of, reading, config["fit"])
+    certified = certificate_digest(digests, config["certificate"]["sources"])
     merge(
         parts,
         path,
-        digests=[part_digest(manifest, reading, config["fit"]) for manifest in manifests],
+        digests=digests,
         truth=_truth(stacks, truths) if truths else None,
-        certificate=read_rows(certificates[0], table="certificate") if certificates else None,
+        certificate=read_rows(certificates[0], table="certificate", digest=certified) if certificates else None,
         provenance=_provenance(parts, config),
+        origin={"digest": catalogue_digest(digests, config)},
         image_units={"scale": ""} if config["images"]["uncertainty"] is not None else {},
     )
     flags, rejected = read_rows(path, ["flags"])["flags"], read_rows(path, ["reason"], table="rejected")["reason"]
@@ -335,8 +388,19 @@ def report(
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
 
+def _digests(
+    parts: Sequence[str], shards: str | Path, made_of: str, reading: Mapping[str, Any], fit: Mapping[str, Any]
+) -> list[str]:
+    """What the parts must be made of, by the list of shards, which must be made of what has the digest ``made_of``."""
+    digest, manifests = read_list(shards)
+    if digest != made_of or list(manifests) != [Path(part).stem for part in parts]:
+        msg = f"{shards}: a job of an earlier run has written it, of other images or settings; give the command again"
+        raise ValueError(msg)
+    return [part_digest(manifest, reading, fit) for manifest in manifests.values()]
+
+
 def _unchanged(
-    old: Path, digests: Sequence[str], counts: np.ndarray, parameters: Sequence[str], carry: Sequence[str]
+    old: str | Path, digests: Sequence[str], counts: np.ndarray, parameters: Sequence[str], carry: Sequence[str]
 ) -> tuple[Part, np.ndarray]:
     """What an older part knows of the blocks with these digests, and which of them (n,) have all their rows there.
 
@@ -437,6 +501,9 @@ def _truth(stacks: Sequence[str], truths: Sequence[str]) -> dict[str, np.ndarray
     """The truth of all simulated images, with the ``image_id`` that they have in the catalogue."""
     tables = []
     for stack, truth in zip(stacks, truths, strict=True):
+        if stack_origin(truth) != stack_origin(stack):
+            msg = f"{truth}: a job of an earlier run has written it, of other images; give the command again"
+            raise ValueError(msg)
         table = fits.getdata(truth)
         columns = {name: table[name].astype(table[name].dtype.newbyteorder("=")) for name in table.names}
         planes = columns.pop("plane")

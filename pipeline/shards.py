@@ -25,6 +25,7 @@ import numpy as np
 
 from pipeline.files import replacing
 from pipeline.images import Block, Rejected
+from pipeline.origin import manifest_digest
 
 #: What a shard can be called, as a regular expression.
 NAME = r"b-\d{2}-\d{8}|f-[0-9a-f]{16}-\d+-\d+"
@@ -90,30 +91,32 @@ def _order(row: Block | Rejected) -> tuple[str, int, int, str]:
     return (row.file, row.hdu, row.start, "") if isinstance(row, Block) else (row.file, row.hdu, row.plane, row.reason)
 
 
-def write_manifests(folder: str | Path, shards: dict[str, list]) -> list[str]:
+def write_manifests(folder: str | Path, shards: dict[str, list]) -> dict[str, str]:
     """Write ``<folder>/<shard>.csv``, only where the bytes change, and remove manifests of shards that are no more.
 
     Returns
     -------
-    names : list of str
-        Of the shards, in the order of the catalogue.
+    digests : dict of str
+        Of the manifests by `origin.manifest_digest`, by name of the shard, in the order of the catalogue.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     old = {path.stem: path for path in folder.iterdir() if path.suffix == ".csv" and re.fullmatch(NAME, path.stem)}
+    digests = {}
     for name, rows in shards.items():
         text = io.StringIO(newline="")
         table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # for \r in a file name
         table.writerow(_HEADER)
         table.writerows(line for row in rows for line in _lines(row))
         data = text.getvalue().encode("utf-8", "surrogateescape")
+        digests[name] = manifest_digest(data)
         path = folder / f"{name}.csv"
         if name not in old or path.read_bytes() != data:
             with replacing(path) as temporary:
                 temporary.write_bytes(data)
     for name in old.keys() - shards.keys():
         old[name].unlink()
-    return list(shards)
+    return digests
 
 
 def _lines(row: Block | Rejected) -> Iterator[tuple]:
@@ -134,22 +137,27 @@ def block_digest(block: Block, settings: str) -> str:
 
 def read_manifest(path: str | Path) -> tuple[list[Block], list[Rejected]]:
     """Rows of a manifest: images, and what was rejected when they were looked for."""
+    return parse_manifest(Path(path).read_bytes())
+
+
+def parse_manifest(manifest: bytes) -> tuple[list[Block], list[Rejected]]:
+    """`read_manifest` of one that has been read."""
     blocks: list[Block] = []
     stamps: dict[int, list[tuple[str, ...]]] = {}
     carried: dict[int, list[dict]] = {}
     rejected = []
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        for row in csv.DictReader(stream):
-            if row["kind"] == "image":
-                hdu, start, stop, ny, nx, size, changed_ns = (int(row[name]) for name in Block._fields[1:-2])
-                blocks.append(Block(row["file"], hdu, start, stop, ny, nx, size, changed_ns))
-            elif row["kind"] == "stamp":
-                stamps.setdefault(len(blocks) - 1, []).append((row["plane"], row["source"], row["x"], row["y"]))
-                if row["carried"]:
-                    carried.setdefault(len(blocks) - 1, []).append(json.loads(row["carried"]))
-            else:
-                hdu, plane, source = (int(row[name]) for name in ("hdu", "plane", "source"))
-                rejected.append(Rejected(row["file"], hdu, plane, source, row["reason"]))
+    stream = io.StringIO(manifest.decode("utf-8", "surrogateescape"), newline="")
+    for row in csv.DictReader(stream):
+        if row["kind"] == "image":
+            hdu, start, stop, ny, nx, size, changed_ns = (int(row[name]) for name in Block._fields[1:-2])
+            blocks.append(Block(row["file"], hdu, start, stop, ny, nx, size, changed_ns))
+        elif row["kind"] == "stamp":
+            stamps.setdefault(len(blocks) - 1, []).append((row["plane"], row["source"], row["x"], row["y"]))
+            if row["carried"]:
+                carried.setdefault(len(blocks) - 1, []).append(json.loads(row["carried"]))
+        else:
+            hdu, plane, source = (int(row[name]) for name in ("hdu", "plane", "source"))
+            rejected.append(Rejected(row["file"], hdu, plane, source, row["reason"]))
     for place, its_stamps in stamps.items():
         numbers = np.array(its_stamps).astype(np.int64)
         blocks[place] = blocks[place]._replace(stamps=numbers, carried=carried.get(place))

@@ -16,6 +16,7 @@ from scipy import integrate, optimize, stats
 
 from pipeline import columns, model
 from pipeline.files import replacing
+from pipeline.origin import KEYWORD, stack_digest
 
 BLOCK = 256  # images drawn in one call
 OFFSET = 1.5  # pixels around the image centre in which x0, y0 are drawn where the config says nothing
@@ -132,19 +133,23 @@ def truth(params: np.ndarray, noise) -> dict[str, np.ndarray]:
     return {name: values.get(name, np.zeros(len(params))) for name in names}
 
 
-def write_stack(path, truth_path, start: int, stop: int, *, shape, seed, noise, parameters, **_) -> None:
+def write_stack(path, truth_path, start: int, stop: int, *, check=lambda: None, **simulated) -> None:
     """Write images ``start`` to ``stop - 1`` as one float32 FITS stack (n, ny, nx), and their truth as a FITS table.
 
-    Other arguments are those of `draw`; further keys of the config section are ignored. Column ``plane`` of the truth
-    counts the planes of the stack from 0.
+    Other arguments are those of `draw`. Column ``plane`` of the truth counts the planes of the stack from 0. Both have
+    the digest of what they are made of in their headers. check : called before anything is written, to raise what it
+    likes.
     """
-    images, params = draw(start, stop, shape=shape, seed=seed, noise=noise, parameters=parameters)
+    seed, noise = simulated["seed"], simulated["noise"]
+    images, params = draw(start, stop, **simulated)
     table = Table({"plane": np.arange(len(images)), **truth(params, noise)})
     primary = fits.PrimaryHDU(images)
     primary.header["EXTNAME"] = ("SIMULATED", "simulated stamps, one a plane")
     primary.header["FIRST"] = (start, "number of the first image")
     primary.header["SEED"] = (seed, "of the simulation")
-    for name, product in ((path, primary), (truth_path, fits.BinTableHDU(table))):
+    check()
+    for name, hdus in ((path, [primary]), (truth_path, [fits.PrimaryHDU(), fits.BinTableHDU(table)])):
+        hdus[0].header[KEYWORD] = (stack_digest(simulated, start, stop), "of what it was made of")
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         with replacing(name) as temporary:
-            product.writeto(temporary, overwrite=True)
+            fits.HDUList(hdus).writeto(temporary, overwrite=True)

@@ -11,12 +11,15 @@ from astropy.io import fits
 from astropy.table import MaskedColumn, Table
 
 import pipeline.fit
+import pipeline.simulate
 from pipeline import batches, jobs, runtime
 from pipeline.catalogue import merge, read_origin, read_part, read_rows, read_summary
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, empty_rows, parameter_names
 from pipeline.config import check_config
 from pipeline.correlation import kernel_fwhm
-from pipeline.origin import list_digest, read_list
+from pipeline.images import scan_file
+from pipeline.origin import manifest_digest, read_list, write_list, write_run
+from pipeline.simulate import draw
 
 READING = {key: value for key, value in check_config({})["images"].items() if key != "files"}
 FIT = {"background": "constant", "scale": "fit", "uncertainty": "pooled", "correlation": "none"}
@@ -48,18 +51,19 @@ def quiet(monkeypatch):
 
 def scanned(folder: Path, files: list[str], shard_size: int = 1000, **reading) -> list[Path]:
     """Manifests of the shards of some files."""
-    (folder / "listing.txt").write_text("as it was")
     jobs.scan(
         folder / "shards.txt", folder / "shards", files=files, reading=READING | reading, shard_size=shard_size,
-        listing=folder / "listing.txt", detections=folder / "detections", log="",
+        made_of="as wanted", run=folder / "run.json", detections=folder / "detections", log="",
     )  # fmt: skip
     made_of, names = read_list(folder / "shards.txt")
-    assert made_of == list_digest(files, READING | reading, shard_size, "as it was")
+    assert made_of == "as wanted"
     return [folder / "shards" / f"{name}.csv" for name in names]
 
 
-def fitted(folder: Path, manifest: Path, *, fit=FIT, **reading) -> dict[str, np.ndarray]:
-    """Rows of the part that a manifest gives."""
+def fitted(folder: Path, manifest: Path, *, fit=FIT, again=False, **reading) -> dict[str, np.ndarray]:
+    """Rows of the part that a manifest gives; again: with the part that is there."""
+    if not again:
+        (folder / "part.h5").unlink(missing_ok=True)
     jobs.fit(
         folder / "part.h5", manifest=manifest, reading=READING | reading, fit=fit,
         detections=folder / "detections", log="", gpu=0, cache="",
@@ -73,10 +77,11 @@ def chosen_of(part: Path) -> dict[str, np.ndarray]:
 
 def merged(folder: Path, manifest: Path, *, stacks=(), truths=(), fit=FIT, **reading) -> None:
     """The catalogue of one part."""
+    part = shutil.copy(folder / "part.h5", folder / f"{manifest.stem}.h5")
     jobs.catalogue(
-        folder / "catalogue.h5", parts=[folder / "part.h5"], manifests=[manifest],
+        folder / "catalogue.h5", parts=[part], shards=folder / "shards.txt", made_of="as wanted",
         reading=READING | reading, stacks=stacks, truths=truths, certificates=[],
-        config={"fit": fit, "images": READING}, log="",
+        config={"fit": fit, "images": READING, "certificate": {"sources": 0}}, log="",
     )  # fmt: skip
 
 
@@ -108,7 +113,7 @@ CARRYING = {"carry": ["NAME", "EXPTIME"], "hdu": "all"}
 
 @pytest.fixture
 def shard(tmp_path) -> Path:
-    """A shard that has been fitted, whose part is an older one now; beside it what had been fitted: ``before.h5``."""
+    """A shard that has been fitted; what had been fitted is ``before.h5``, too."""
     write(tmp_path / "a.fits", (8, 8), 10, BUNIT="Jy", NAME="a", EXPTIME=3)
     write(tmp_path / "b.fits", (3, 8, 9), 20, BUNIT="adu", NAME=7, EXPTIME=1.5)
     write(tmp_path / "c.fits", (8, 8), 30, BUNIT="Jy")
@@ -116,7 +121,6 @@ def shard(tmp_path) -> Path:
     (manifest,) = scanned(tmp_path, [str(tmp_path / "*.fits")], **CARRYING)
     fitted(tmp_path, manifest, **CARRYING)
     shutil.copy(tmp_path / "part.h5", tmp_path / "before.h5")
-    (tmp_path / "part.h5").rename(tmp_path / "part.old")
     return manifest
 
 
@@ -142,10 +146,9 @@ def afresh(folder: Path, manifest: Path, **reading) -> dict[str, object]:
 
 def test_what_has_not_changed_is_not_fitted_again(shard, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline.fit, "fit_rows", None)
-    fitted(tmp_path, shard, **CARRYING)
+    fitted(tmp_path, shard, again=True, **CARRYING)
     assert read_origin(tmp_path / "part.h5")["fitted"] == 0
     assert content(tmp_path / "part.h5") == content(tmp_path / "before.h5")
-    assert not (tmp_path / "part.old").exists()
 
 
 def add(folder: Path) -> None:
@@ -166,7 +169,7 @@ def test_one_new_image_costs_one_image(shard, tmp_path, events, count):
     for event in events:
         event(tmp_path)
     (manifest,) = scanned(tmp_path, [str(tmp_path / "*.fits")], **CARRYING)
-    fitted(tmp_path, manifest, **CARRYING)
+    fitted(tmp_path, manifest, again=True, **CARRYING)
     assert read_origin(tmp_path / "part.h5")["fitted"] == count
     assert content(tmp_path / "part.h5") == afresh(tmp_path, manifest, **CARRYING) != content(tmp_path / "before.h5")
 
@@ -183,19 +186,19 @@ def test_one_new_image_costs_one_image(shard, tmp_path, events, count):
 )
 def test_what_was_made_otherwise_is_fitted_again(shard, tmp_path, monkeypatch, change):
     settings = change(monkeypatch) or {}
-    fitted(tmp_path, shard, **(CARRYING | settings))
+    fitted(tmp_path, shard, again=True, **(CARRYING | settings))
     assert read_origin(tmp_path / "part.h5")["fitted"] == 7
 
 
 @pytest.mark.parametrize("damage", ["half of it", "of no blocks"])
 def test_an_older_part_that_is_none_is_not_used(shard, tmp_path, damage):
-    old = tmp_path / "part.old"
+    old = tmp_path / "part.h5"
     if damage == "half of it":
         old.write_bytes(old.read_bytes()[:2000])
     else:
         with h5py.File(old, "r+") as file:
             del file["blocks"]
-    fitted(tmp_path, shard, **CARRYING)
+    fitted(tmp_path, shard, again=True, **CARRYING)
     assert read_origin(tmp_path / "part.h5")["fitted"] == 7
     assert content(tmp_path / "part.h5") == content(tmp_path / "before.h5")
 
@@ -208,8 +211,7 @@ def test_an_image_that_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
         patch.setattr(batches, "read_images", fails_once(batches.read_images, "a.fits", plane=1))
         assert len(fitted(tmp_path, manifest)["amp"]) == 2
     assert len(read_rows(tmp_path / "part.h5", table="rejected")["reason"]) == 1
-    (tmp_path / "part.h5").rename(tmp_path / "part.old")
-    assert fitted(tmp_path, manifest)["amp"].tolist() == [1, 2, 5]
+    assert fitted(tmp_path, manifest, again=True)["amp"].tolist() == [1, 2, 5]
     assert read_origin(tmp_path / "part.h5")["fitted"] == 2
     assert len(read_rows(tmp_path / "part.h5", table="rejected")["reason"]) == 0
 
@@ -595,7 +597,7 @@ def test_a_part_of_other_images_or_settings_is_refused(tmp_path):
     (manifest,) = scanned(tmp_path, [str(tmp_path / "a.fits")])
     fitted(tmp_path, manifest)
     merged(tmp_path, manifest)
-    with pytest.raises(ValueError, match=r"part\.h5: a job of an earlier run has written it"):
+    with pytest.raises(ValueError, match=r"\.h5: a job of an earlier run has written it"):
         merged(tmp_path, manifest, fit=FIT | {"uncertainty": "fisher"})
     with pytest.raises(ValueError, match="of other images or settings"):
         merged(tmp_path, manifest, hdu="all")
@@ -603,6 +605,84 @@ def test_a_part_of_other_images_or_settings_is_refused(tmp_path):
     scanned(tmp_path, [str(tmp_path / "a.fits"), str(tmp_path / "b.fits")])
     with pytest.raises(ValueError, match="give the command again"):
         merged(tmp_path, manifest)
+
+
+def test_a_list_or_manifest_of_other_images_is_refused(tmp_path):
+    write(tmp_path / "a.fits", (3, 8, 8), 7)
+    (manifest,) = scanned(tmp_path, [str(tmp_path / "a.fits")])
+    fitted(tmp_path, manifest)
+    merged(tmp_path, manifest)
+    listed = manifest_digest(manifest.read_bytes())
+    for digest, manifests in (
+        ("of others", {manifest.stem: listed}),
+        ("as wanted", {manifest.stem: "of others"}),
+        ("as wanted", {manifest.stem: listed, "one-more": listed}),
+    ):
+        write_list(tmp_path / "shards.txt", digest, manifests)
+        with pytest.raises(ValueError, match="of other images or settings; give the command again"):
+            merged(tmp_path, manifest)
+
+
+def test_a_scan_that_outlives_its_run_writes_nothing(tmp_path, monkeypatch):
+    write(tmp_path / "a.fits", (3, 8, 8), 7)
+    write_run(tmp_path / "run.json", {}, "as it was")
+    (manifest,) = scanned(tmp_path, [str(tmp_path / "a.fits")])
+    before = (tmp_path / "shards.txt").read_text(), manifest.read_text()
+    write(tmp_path / "b.fits", (3, 8, 8), 7)
+
+    def while_another_run_begins(*block, **settings):
+        write_run(tmp_path / "run.json", {}, "as it is")
+        return scan_file(*block, **settings)
+
+    monkeypatch.setattr(jobs, "scan_file", while_another_run_begins)
+    with pytest.raises(ValueError, match="another run has begun"):
+        scanned(tmp_path, [str(tmp_path / "*.fits")])
+    assert ((tmp_path / "shards.txt").read_text(), manifest.read_text()) == before
+
+
+def simulated(folder: Path, **change) -> None:
+    section = {key: value for key, value in check_config({})["simulated"].items() if key != "count"}
+    jobs.simulate(
+        folder / "s.fits", folder / "t.fits", start=2, stop=5, run=folder / "run.json", log="", threads=1, cache="",
+        **(section | {"shape": [8, 8]} | change),
+    )  # fmt: skip
+
+
+def test_simulated_images_that_are_there_are_not_written_again(tmp_path):
+    write_run(tmp_path / "run.json", {}, "")
+    simulated(tmp_path)
+    files = tmp_path / "s.fits", tmp_path / "t.fits"
+    first = [path.stat().st_ino for path in files]
+    simulated(tmp_path)
+    assert [path.stat().st_ino for path in files] == first
+    simulated(tmp_path, seed=2)
+    assert fits.getval(files[0], "SEED") == 2
+    files[1].unlink()
+    simulated(tmp_path, seed=2)
+    assert files[1].exists()
+
+
+def test_a_simulation_that_outlives_its_run_writes_nothing(tmp_path, monkeypatch):
+    write_run(tmp_path / "run.json", {}, "")
+
+    def while_another_run_begins(*numbers, **settings):
+        write_run(tmp_path / "run.json", {"another": "config"}, "")
+        return draw(*numbers, **settings)
+
+    monkeypatch.setattr(pipeline.simulate, "draw", while_another_run_begins)
+    with pytest.raises(ValueError, match="another run has begun"):
+        simulated(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_the_truth_of_other_images_is_refused(tmp_path):
+    write_run(tmp_path / "run.json", {}, "")
+    simulated(tmp_path)
+    shutil.copy(tmp_path / "t.fits", tmp_path / "other.fits")
+    simulated(tmp_path, seed=2)
+    jobs._truth([str(tmp_path / "s.fits")], [str(tmp_path / "t.fits")])
+    with pytest.raises(ValueError, match="of other images; give the command again"):
+        jobs._truth([str(tmp_path / "s.fits")], [str(tmp_path / "other.fits")])
 
 
 def good_fit(data, mask, noise_map, *, background, scale, **settings):
@@ -619,8 +699,11 @@ def certified(folder: Path, manifests: list[Path], sources: int = 100, fit=FIT, 
     for manifest in manifests:
         fitted(folder, manifest, fit=fit, **reading)
         parts.append((folder / "part.h5").rename(manifest.with_suffix(".h5")))
+    write_list(
+        folder / "shards.txt", "as wanted", {path.stem: manifest_digest(path.read_bytes()) for path in manifests}
+    )
     jobs.certificate(
-        folder / "certificate.h5", parts=parts, manifests=manifests,
+        folder / "certificate.h5", parts=parts, manifests=manifests, shards=folder / "shards.txt", made_of="as wanted",
         reading=READING | reading, fit=fit, sources=sources, detections=folder / "detections", log="", gpu=0, cache="",
     )  # fmt: skip
     return read_rows(folder / "certificate.h5", table="certificate")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.images import Block, Rejected
+from pipeline.origin import manifest_digest
 from pipeline.shards import (
     NAME,
     assign,
@@ -105,7 +106,9 @@ def test_manifests_keep_every_name(tmp_path_factory, some, refused):
     folder = tmp_path_factory.mktemp("manifests")
     shards = assign(some, 10, refused)
     written = write_manifests(folder, shards)
-    assert written == list(shards)
+    assert list(written) == list(shards)
+    for name, digest in written.items():
+        assert digest == manifest_digest((folder / f"{name}.csv").read_bytes())
     assert sorted(os.listdir(folder)) == sorted(f"{name}.csv" for name in shards)
     for name, rows in shards.items():
         kept, gone = read_manifest(folder / f"{name}.csv")
@@ -180,8 +183,8 @@ def test_manifests_are_written_only_where_they_change(tmp_path):
     assert before.keys() == after.keys()
     assert sum(before[name].st_ino != after[name].st_ino for name in before) == 1
     # Shards that are no more go, what is not ours stays.
-    names = write_manifests(tmp_path, assign(singles(100), 100))
-    assert sorted(os.listdir(tmp_path)) == [f"{names[0]}.csv", "notes.csv"]
+    (name,) = write_manifests(tmp_path, assign(singles(100), 100))
+    assert sorted(os.listdir(tmp_path)) == [f"{name}.csv", "notes.csv"]
 
 
 def test_image_ids_follow_their_definition():

@@ -7,6 +7,7 @@ from astropy.table import Table
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pipeline import columns, model, simulate
+from pipeline.origin import stack_digest, stack_origin
 
 NOISE = {"kind": "cauchy", "scale": 0.5, "fraction": 0.05, "factor": 10.0, "dof": 3.0}
 PARAMETERS = {
@@ -81,7 +82,7 @@ def test_parameters_are_in_their_ranges():
 
 
 def test_stack_and_truth_on_disk(tmp_path):
-    simulate.write_stack(tmp_path / "a" / "1.fits", tmp_path / "a" / "1.truth.fits", 3, 8, count=8, **SECTION)
+    simulate.write_stack(tmp_path / "a" / "1.fits", tmp_path / "a" / "1.truth.fits", 3, 8, **SECTION)
     images, params = simulate.draw(3, 8, **SECTION)
     assert_array_equal(fits.getdata(tmp_path / "a" / "1.fits"), images)
     truth = Table.read(tmp_path / "a" / "1.truth.fits")
@@ -89,3 +90,5 @@ def test_stack_and_truth_on_disk(tmp_path):
     assert_allclose(truth["x0"], params[:, 0])
     assert set(truth.colnames) == {"plane"} | {c.name for c in columns.TRUTH if c.group != "identity"}
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["1.fits", "1.truth.fits"]
+    for path in (tmp_path / "a").iterdir():
+        assert stack_origin(path) == stack_digest(SECTION, 3, 8)

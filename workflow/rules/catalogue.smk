@@ -1,7 +1,6 @@
 rule catalogue:
     input:
         parts=shard_files(PART),
-        manifests=shard_files(MANIFEST),
         stacks=STACKS,
         truths=TRUTHS,
         certificates=CERTIFICATES,
@@ -18,9 +17,10 @@ rule catalogue:
         mem_mb=growing(4000),
         runtime=of_run(resources.catalogue_minutes),
     params:
+        shards=SHARDS,
+        made_of=lambda wildcards: wanted_list(),
         config=config,
         reading=READING,
-        pipeline_version=__version__,
     message:
         "Merging the parts into {output}"
     script:

@@ -1,7 +1,7 @@
 rule certificate:
     input:
         parts=shard_files(PART),
-        manifests=shard_files(MANIFEST),
+        manifests=ancient(shard_files(MANIFEST)),
     output:
         CERTIFICATE,
     log:
@@ -15,10 +15,11 @@ rule certificate:
         mem_mb=of_run(resources.certificate_mb),
         runtime=of_run(resources.certificate_minutes, config["certificate"]["sources"]),
     params:
+        shards=SHARDS,
+        made_of=lambda wildcards: wanted_list(),
         reading=READING,
         fit=config["fit"],
         sources=config["certificate"]["sources"],
-        pipeline_version=__version__,
     message:
         "Putting sources into the residuals to see how often the errors hold"
     script:

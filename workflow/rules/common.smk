@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import yaml
-from snakemake.io import IOFile
+from snakemake.exceptions import WorkflowError
 from snakemake.utils import update_config
 
-from pipeline import __version__, origin, resources
+from pipeline import origin, resources
 from pipeline.config import check_config
 
 
@@ -37,23 +37,10 @@ def complete(config):
 complete(config)
 
 
-onstart:
-    # Now, and not once for each job.
-    if workflow.executor_plugin.name == "slurm" and not shutil.which("sbatch"):
-        sys.exit(
-            "there is no sbatch here: give the command on a login node of the cluster, or leave out PROFILE=slurm"
-        )
-    # For its own limit of 100 starts a second Snakemake 9.27 goes through its jobs once a second for each job that has
-    # ended: after two hundred it does nothing else. A limit of the user's stays.
-    limit = workflow.scheduler.job_rate_limiter
-    if limit and (limit.max_jobs, limit.timespan) == (100, 1):
-        workflow.scheduler.job_rate_limiter = None
-
-
 RESULTS = Path(config["results"])
 STACK = RESULTS / "simulated" / "{index}.fits"
 TRUTH = RESULTS / "simulated" / "{index}.truth.fits"
-LISTING = RESULTS / "listing.txt"
+RUN = RESULTS / "run.json"
 SHARDS = RESULTS / "shards.txt"
 MANIFEST = RESULTS / "shards" / "{shard}.csv"
 PART = RESULTS / "parts" / "{shard}.h5"
@@ -67,6 +54,10 @@ SIMULATED = config["source"] == "simulated"
 FIRST_IMAGES = range(
     0, config["simulated"]["count"] if SIMULATED else 0, config["shard_size"]
 )
+# What decides on a stack; not how many images there are in all.
+SIMULATION = {
+    key: value for key, value in config["simulated"].items() if key != "count"
+}
 INDICES = [f"{index:05d}" for index in range(len(FIRST_IMAGES))]
 STACKS = [str(STACK).format(index=index) for index in INDICES]
 TRUTHS = [str(TRUTH).format(index=index) for index in INDICES]
@@ -96,13 +87,12 @@ def stop_image(wildcards):
 
 
 @functools.cache
-def listing():
-    """Digest of the names, sizes and times of all images, masks, maps and tables: the scan repeats when it changes.
-
-    Of simulated images nothing: their stacks are inputs of the scan.
-    """
+def images_as_they_were():
+    """Digest of the names, sizes and times of the user's images, masks, maps and tables when this run began."""
     if SIMULATED:
         return ""
+    if not workflow.is_main_process:
+        return origin.read_run(RUN)["listing"]
     # Here, because parsing a Snakefile should not import astropy.
     from pipeline import images, shards
 
@@ -114,42 +104,63 @@ def listing():
     return shards.listing_digest(found + companions + tables)
 
 
-def lost_shards():
-    """Shards whose manifests are gone, so that the scan has to write them again."""
-    _, names = origin.read_list(SHARDS)
-    return [
-        shard for shard in names if not Path(str(MANIFEST).format(shard=shard)).exists()
-    ]
+def wanted_list():
+    """Digest that the list of shards must have; of simulated images as they are now, for they are made in the run."""
+    from pipeline.shards import listing_digest
+
+    seen = listing_digest(STACKS) if SIMULATED else images_as_they_were()
+    return origin.list_digest(FILES, READING, config["shard_size"], seen)
 
 
-def drives():
-    """Whether this process is to make something: no dry run, no question, and none of the jobs."""
-    return (
-        workflow.is_main_process
-        and workflow.executor_plugin is not None
-        and not (workflow.dryrun or workflow.touch)
-    )
+onstart:
+    # Now, and not once for each job.
+    if workflow.executor_plugin.name == "slurm" and not shutil.which("sbatch"):
+        sys.exit(
+            "there is no sbatch here: give the command on a login node of the cluster, or leave out PROFILE=slurm"
+        )
+    # For its own limit of 100 starts a second Snakemake 9.27 goes through its jobs once a second for each job that has
+    # ended: after two hundred it does nothing else. A limit of the user's stays.
+    limit = workflow.scheduler.job_rate_limiter
+    if limit and (limit.max_jobs, limit.timespan) == (100, 1):
+        workflow.scheduler.job_rate_limiter = None
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    origin.write_run(RUN, config, images_as_they_were())
 
 
-def list_is_known():
-    """Whether the list of shards is made of the images and settings of this run; images as they were when it began."""
-    wanted = origin.list_digest(FILES, READING, config["shard_size"], listing())
-    return origin.read_list(SHARDS)[0] == wanted
+def check_config_of_run():
+    """A job stops that waited until its config was changed, or another run had begun: what it makes nobody wants."""
+    begun = origin.read_run(RUN)["config"]
+    if not workflow.is_main_process and begun != origin.config_digest(config):
+        sys.exit(
+            "since this job was submitted its config was changed, or another run has begun on these results; "
+            "give the command again"
+        )
 
 
-def listing_file(wildcards):
-    """The listing of this run, in a file that is newer than a list of shards made of anything else.
+check_config_of_run()
 
-    Records are not enough: there is none of a list that a job of an earlier run has written. And a file, because the
-    images may be others by the time the scan begins.
-    """
-    listed = LISTING.read_text() if LISTING.exists() else None
-    if drives() and not (listed == listing() and list_is_known()):
-        LISTING.parent.mkdir(parents=True, exist_ok=True)
-        LISTING.write_text(listing())
-        # Snakemake may have looked through the folder before.
-        workflow.iocache.exists_local[IOFile(str(LISTING))] = True
-    return str(LISTING) if LISTING.exists() else []
+
+def want(digest, path, digest_of):
+    """Have a file that is there made again if it was made of anything but this: Snakemake knows only times of files."""
+    if workflow.is_main_process and os.path.exists(path) and digest_of(path) != digest:
+        workflow.dag.forcefiles.add(str(path))
+
+
+def scanned_stacks(wildcards):
+    """The simulated stacks; those of other images are made again, and a list of shards of anything else."""
+    for first, stack, truth in zip(FIRST_IMAGES, STACKS, TRUTHS, strict=True):
+        stop = min(first + config["shard_size"], config["simulated"]["count"])
+        digest = origin.stack_digest(SIMULATION, first, stop)
+        want(digest, stack, origin.stack_origin)
+        want(digest, truth, origin.stack_origin)
+    digest, names = origin.read_list(SHARDS)
+    manifests = [str(MANIFEST).format(shard=shard) for shard in names]
+    if workflow.is_main_process and not (
+        digest == wanted_list() and all(map(os.path.exists, manifests))
+    ):
+        # Also if there is none: a list alone that is lost is nothing to Snakemake.
+        workflow.dag.forcefiles.add(str(SHARDS))
+    return STACKS
 
 
 def growing(amount):
@@ -172,15 +183,15 @@ def of_shard(amount):
 def of_run(amount, *more):
     """A resource function of what comes after the fits: this much of what all shards hold; before the scan, of nothing."""
 
-    def asked(wildcards, input, attempt):
-        # Until then nobody knows the shards, and Snakemake gives anything here.
-        known = {
-            str(MANIFEST).format(shard=shard) for shard in origin.read_list(SHARDS)[1]
-        }
-        found = [
-            path for path in known.intersection(input.manifests) if os.path.exists(path)
+    def asked(wildcards, attempt):
+        # Until then nobody knows the shards.
+        _, names = origin.read_list(SHARDS)
+        paths = [str(MANIFEST).format(shard=shard) for shard in names]
+        shards = [
+            resources.contents(path, CUTOUTS.get("size", 0))
+            for path in paths
+            if os.path.exists(path)
         ]
-        shards = [resources.contents(path, CUTOUTS.get("size", 0)) for path in found]
         return attempt * amount(resources.together(shards), *more)
 
     return asked
@@ -188,35 +199,25 @@ def of_run(amount, *more):
 
 @functools.cache
 def listed_shards(changed_ns):
-    """Names of all shards, in order. Parts of other images or settings make room: the fit takes from them what it can.
+    """Names of all shards, in order. What is made of them and was made of anything else is made again."""
+    digest, manifests = origin.read_list(SHARDS)
+    if digest != wanted_list():
+        raise WorkflowError(
+            f"{SHARDS}: a job of an earlier run has written it; give the command again"
+        )
+    # Here, because parsing a Snakefile should not import astropy.
+    from pipeline.catalogue import digest_of
 
-    Records that are not of the part that is there, but of the one before it, are removed: they would have it made again.
-    """
-    _, names = origin.read_list(SHARDS)
-    if drives():
-        if not list_is_known():
-            sys.exit(
-                f"{SHARDS}: a job of an earlier run has written it; give the command again"
-            )
-        # Here, because parsing a Snakefile should not import astropy.
-        from pipeline import catalogue
-
-        for shard in names:
-            manifest, part = (
-                Path(str(pattern).format(shard=shard)) for pattern in (MANIFEST, PART)
-            )
-            if not (manifest.exists() and part.exists()):
-                continue
-            if not catalogue.is_of(
-                part, origin.part_digest(manifest, READING, config["fit"])
-            ):
-                part.replace(part.with_suffix(".old"))
-                continue
-            part.with_suffix(".old").unlink(missing_ok=True)
-            record = workflow.persistence.metadata(IOFile(str(part)))
-            if record and record.endtime != part.stat().st_mtime:
-                workflow.persistence.cleanup_metadata(IOFile(str(part)))
-    return names
+    digests = [
+        origin.part_digest(manifest, READING, config["fit"])
+        for manifest in manifests.values()
+    ]
+    for shard, digest in zip(manifests, digests, strict=True):
+        want(digest, str(PART).format(shard=shard), digest_of)
+    sources = config["certificate"]["sources"]
+    want(origin.certificate_digest(digests, sources), CERTIFICATE, digest_of)
+    want(origin.catalogue_digest(digests, config), CATALOGUE, digest_of)
+    return list(manifests)
 
 
 def shard_files(pattern):

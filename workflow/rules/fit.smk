@@ -1,8 +1,10 @@
 rule fit:
     input:
-        manifest=MANIFEST,
+        # What a part was made of decides, not when: the manifest of one that is up to date may be newer.
+        manifest=ancient(MANIFEST),
     output:
-        PART,
+        # The rows of images that have not changed are taken from the part that is there.
+        update(PART),
     log:
         LOGS / "fit" / "{shard}.log",
     benchmark:
@@ -16,7 +18,6 @@ rule fit:
     params:
         reading=READING,
         fit=config["fit"],
-        pipeline_version=__version__,
     message:
         "Fitting the images of shard {wildcards.shard}"
     script:

@@ -18,7 +18,6 @@ rule report:
     params:
         reading=READING,
         config=config,
-        pipeline_version=__version__,
     message:
         "Writing {output}"
     script:

@@ -1,8 +1,7 @@
 # The manifests are not declared as outputs: the scan rewrites only those whose bytes change, and only their shards are refitted.
 checkpoint scan:
     input:
-        stacks=STACKS,
-        listing=listing_file,
+        scanned_stacks,
     output:
         SHARDS,
     log:
@@ -19,9 +18,8 @@ checkpoint scan:
         files=FILES,
         reading=READING,
         shard_size=config["shard_size"],
-        listing=lambda wildcards: listing(),
-        lost=lambda wildcards: lost_shards(),
-        pipeline_version=__version__,
+        made_of=lambda wildcards: wanted_list(),
+        run=RUN,
     message:
         "Listing the images and dividing them into shards"
     script:

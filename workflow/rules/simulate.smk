@@ -19,7 +19,7 @@ rule simulate:
         seed=config["simulated"]["seed"],
         noise=config["simulated"]["noise"],
         parameters=config["simulated"]["parameters"],
-        pipeline_version=__version__,
+        run=RUN,
     message:
         "Simulating images {params.start} to {params.stop}"
     script:

@@ -6,7 +6,8 @@ from pipeline import jobs
 jobs.catalogue(
     snakemake.output[0],
     parts=snakemake.input.parts,
-    manifests=snakemake.input.manifests,
+    shards=snakemake.params.shards,
+    made_of=snakemake.params.made_of,
     reading=snakemake.params.reading,
     stacks=snakemake.input.stacks,
     truths=snakemake.input.truths,

@@ -9,6 +9,8 @@ jobs.certificate(
     snakemake.output[0],
     parts=snakemake.input.parts,
     manifests=snakemake.input.manifests,
+    shards=snakemake.params.shards,
+    made_of=snakemake.params.made_of,
     reading=snakemake.params.reading,
     fit=snakemake.params.fit,
     sources=snakemake.params.sources,

@@ -11,7 +11,8 @@ jobs.scan(
     files=snakemake.params.files,
     reading=snakemake.params.reading,
     shard_size=snakemake.params.shard_size,
-    listing=snakemake.input.listing,
+    made_of=snakemake.params.made_of,
+    run=snakemake.params.run,
     detections=Path(snakemake.config["results"], "detections"),
     log=snakemake.log[0],
 )

@@ -14,6 +14,7 @@ jobs.simulate(
     seed=snakemake.params.seed,
     noise=snakemake.params.noise,
     parameters=snakemake.params.parameters,
+    run=snakemake.params.run,
     log=snakemake.log[0],
     threads=snakemake.threads,
     cache=Path(snakemake.config["results"], "cache"),
