@@ -177,73 +177,111 @@ def test_the_same_again_does_nothing(simulated_run):
     assert "Nothing to be done" in snakemake(simulated_run)
 
 
+def asked(run: Path, folder: Path, change: dict, *arguments: str) -> str:
+    """What Snakemake says to a run with another config, which stays its own."""
+    other = folder / "other.yaml"
+    other.write_text(yaml.safe_dump(change, sort_keys=False))
+    return snakemake(run, *arguments, "--configfile", str(other))
+
+
 def test_more_images_leave_the_others_as_they_are(simulated_run, tmp_path):
-    folder = configure(copied(simulated_run, tmp_path), SIMULATED | {"simulated": {"count": 13, "shape": [16, 16]}})
-    said = snakemake(folder, "--dry-run")
+    said = asked(simulated_run, tmp_path, {"simulated": {"count": 13}}, "--dry-run")
     assert "Simulating images 12 to 13" in said
     assert "Simulating images 6 to 12" not in said
 
 
 def test_order_of_keys_repeats_nothing(simulated_run, tmp_path):
-    folder = copied(simulated_run, tmp_path)
-    simulated = dict(reversed(SIMULATED["simulated"].items()))
-    turned = {"shard_size": 6, "fit": {"precision": "float64"}, "simulated": simulated} | NO_CERTIFICATE
-    (folder / "config.yaml").write_text(yaml.safe_dump(turned, sort_keys=False))
-    assert "Nothing to be done" in snakemake(folder)
+    turned = {"fit": {"precision": "float64"}, "simulated": dict(reversed(SIMULATED["simulated"].items()))}
+    assert "Nothing to be done" in asked(simulated_run, tmp_path, turned)
 
 
 def test_another_setting_repeats_the_fits_only(simulated_run, tmp_path):
-    folder = configure(copied(simulated_run, tmp_path), SIMULATED | {"fit": {"uncertainty": "fisher"}})
-    said = snakemake(folder, "--dry-run")
+    said = asked(simulated_run, tmp_path, {"fit": {"uncertainty": "fisher"}}, "--dry-run")
     assert said.count("Fitting the images of shard") == 2
     assert "Simulating" not in said
 
 
-def forget(folder: Path, rule: str) -> int:
-    """Take the records of a rule away, as those of a job that outlived its driver; how many there were."""
-    records = (folder / ".snakemake" / "metadata").iterdir()
-    found = [path for path in records if f'"rule": "{rule}"' in path.read_text()]
-    for path in found:
-        path.unlink()
-    return len(found)
+@pytest.mark.parametrize("question", ["--dry-run", "--summary", "--dag", "--until=scan"])
+def test_what_fits_nothing_changes_nothing(simulated_run, tmp_path, question):
+    before = times(simulated_run, "**/*")
+    asked(simulated_run, tmp_path, {"fit": {"uncertainty": "fisher"}}, question)
+    assert times(simulated_run, "**/*") == before
 
 
-def test_parts_of_other_settings_that_nobody_knows_of_are_fitted_again(simulated_run, tmp_path):
-    folder = configure(copied(simulated_run, tmp_path), SIMULATED | {"fit": {"uncertainty": "fisher"}})
-    assert forget(folder, "fit") == 2
-    for question in ("--dry-run", "--summary", "--dag"):
-        snakemake(folder, question)
-        assert len(times(folder, "parts/*.h5")) == 2, question
+# ---- jobs that outlive their run, and what they leave ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def second_run(tmp_path_factory) -> tuple[Path, Path, Path]:
+    """A run with one config and then with another: its folder, and copies as it was after each."""
+    runs = tmp_path_factory.mktemp("second")
+    one, other = SIMULATED | {"certificate": {"sources": 8}}, SIMULATED | {"certificate": {"sources": 12}}
+    folder = configure(runs / "run", one)
     snakemake(folder)
-    found = read(folder)
-    np.testing.assert_allclose(found["catalogue"]["x0_err"] ** 2, found["covariance/fisher"][:, 0, 0])
+    shutil.copytree(folder, runs / "first")
+    other |= {"fit": {"uncertainty": "fisher"}, "simulated": SIMULATED["simulated"] | {"seed": 2}}
+    snakemake(configure(folder, other))
+    shutil.copytree(folder, runs / "as it must be")
+    return folder, runs / "first", runs / "as it must be"
 
 
-def test_parts_of_these_settings_that_nobody_knows_of_are_not_fitted_again(simulated_run, tmp_path):
-    """The records are those of the parts before."""
-    other = configure(copied(simulated_run, tmp_path), SIMULATED | {"fit": {"uncertainty": "fisher"}})
-    snakemake(other)
-    (tmp_path / "own").mkdir()
-    folder = configure(copied(simulated_run, tmp_path / "own"), SIMULATED | {"fit": {"uncertainty": "fisher"}})
-    for part in (other / "results" / "parts").iterdir():
-        shutil.copy(part, folder / "results" / "parts")
-    parts = times(folder, "parts/*.h5")
+@pytest.mark.parametrize("forgotten", [False, True], ids=["noted", "forgotten"])
+@pytest.mark.parametrize(
+    "left",
+    ["simulated/00001.fits", "simulated/00001.truth.fits", "shards.txt", "parts", "certificate.h5", "catalogue.h5"],
+)
+def test_what_a_job_of_an_earlier_run_leaves_is_made_again(second_run, left, forgotten):
+    """It writes its output over that of the run; what Snakemake has noted is of this one, or lost."""
+    folder, first, wanted = second_run
+    old, new = first / "results" / left, folder / "results" / left
+    pairs = list(zip(sorted(old.iterdir()), sorted(new.iterdir()), strict=True)) if left == "parts" else [(old, new)]
+    if left == "shards.txt":
+        shutil.rmtree(folder / "results" / "shards")
+        shutil.copytree(first / "results" / "shards", folder / "results" / "shards")
+    for source, target in pairs:
+        assert source.name == target.name
+        assert source.read_bytes() != target.read_bytes()
+        target.write_bytes(source.read_bytes())
+    if forgotten:
+        shutil.rmtree(folder / ".snakemake" / "metadata")
+    snakemake(folder)
+    assert_identical(folder, wanted)
+    for source, target in pairs:
+        assert source.read_bytes() != target.read_bytes()
+    assert "Nothing to be done" in snakemake(folder)
+
+
+def test_a_part_of_this_run_that_nobody_knows_of_is_not_made_again(second_run):
+    """Its job had outlived its driver: what Snakemake has noted is of the part before, or that it is not whole."""
+    folder, _, wanted = second_run
+    parts = sorted((folder / "results" / "parts").iterdir())
+    contents = [part.read_bytes() for part in parts]
+    for part in parts:
+        part.unlink()
+    (folder / "results" / "catalogue.h5").unlink()
+    for part, content in zip(parts, contents, strict=True):
+        part.write_bytes(content)
     said = snakemake(folder)
+    assert "Merging" in said
     assert "Fitting" not in said
-    assert times(folder, "parts/*.h5") == parts
-    assert_identical(folder, other)
+    assert_identical(folder, wanted)
 
 
-def test_a_list_of_other_images_that_nobody_knows_of_is_made_again(images_run, tmp_path):
-    folder = copied(images_run, tmp_path)
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["images"]["files"] = [f"stamps/{ODD_NAMES[0]}"]
-    assert forget(configure(folder, config), "scan") == 1
-    before = (folder / "results" / "shards.txt").read_bytes()
-    snakemake(folder, "--dry-run")
-    assert (folder / "results" / "shards.txt").read_bytes() == before
-    snakemake(folder)
-    assert read(folder)["catalogue"]["file"].tolist() == [f"stamps/{ODD_NAMES[0]}".encode()]
+def test_jobs_whose_config_was_changed_stop(tmp_path):
+    """Snakemake reads the config again for each job, and would note the old one."""
+    folder = configure(tmp_path / "run", SIMULATED)
+    with (tmp_path / "said.txt").open("w") as said:
+        run = subprocess.Popen(command(folder), stdout=said, stderr=said)
+        while not (folder / "results" / "run.json").exists():
+            assert run.poll() is None
+            time.sleep(0.05)
+        configure(folder, SIMULATED | {"simulated": SIMULATED["simulated"] | {"seed": 2}})
+        assert run.wait() != 0
+    assert "its config was changed" in (tmp_path / "said.txt").read_text()
+    assert not times(folder, "catalogue.h5")
+
+
+# ---- certificates ---------------------------------------------------------------------------------------------------
 
 
 def test_the_certificate_says_what_the_truth_says(certified_run):
