@@ -19,8 +19,9 @@ class Contents(NamedTuple):
     pixels: int = 0
     #: Pixels of the largest image that is fitted.
     largest: int = 0
-    #: Pixels of the largest image that stamps are cut from.
+    #: Pixels of the largest image that stamps are cut from, and of all of these together.
     parent: int = 0
+    parents: int = 0
 
 
 def contents(manifest: str | os.PathLike, stamp: int = 0) -> Contents:
@@ -43,14 +44,14 @@ def _contents(manifest: str, stamp: int, changed_ns: int) -> Contents:
     images = sum(count for count, _ in blocks)
     largest = max((size for _, size in blocks), default=0)
     if stamp:
-        return Contents(images, images * stamp**2, stamp**2, largest)
+        return Contents(images, images * stamp**2, stamp**2, largest, sum(size for _, size in blocks))
     return Contents(images, sum(count * size for count, size in blocks), largest)
 
 
 def together(shards: Iterable[Contents]) -> Contents:
     """What several shards hold."""
-    images, pixels, largest, parent = zip(Contents(), *shards, strict=True)
-    return Contents(sum(images), sum(pixels), max(largest), max(parent))
+    images, pixels, largest, parent, parents = zip(Contents(), *shards, strict=True)
+    return Contents(sum(images), sum(pixels), max(largest), max(parent), sum(parents))
 
 
 def simulate_mb(images: int, shape: Sequence[int]) -> int:
@@ -59,9 +60,17 @@ def simulate_mb(images: int, shape: Sequence[int]) -> int:
     return round(2000 + images * ny * nx * 5e-5)
 
 
+def scan_mb(largest: int) -> int:
+    """About twice what detection takes in the largest file [bytes], unless it is compressed to less than a third."""
+    return round(4000 + largest * 1e-5)
+
+
 def fit_minutes(shard: Contents) -> int:
-    """Several times what a fit takes on one core of today: starting, 10 ms an image to read, 2 us a pixel to fit."""
-    return round(10 + (shard.images * 0.01 + shard.pixels * 2e-6) / 60)
+    """Several times what a fit takes on one core of today: starting, 10 ms an image to read, 2 us a pixel to fit.
+
+    Images that stamps are cut from: 0.2 us a pixel to decompress.
+    """
+    return round(10 + (shard.images * 0.01 + shard.pixels * 2e-6 + shard.parents * 2e-7) / 60)
 
 
 def fit_mb(shard: Contents) -> int:
@@ -79,8 +88,16 @@ def certificate_minutes(run: Contents, sources: int) -> int:
 
 
 def certificate_mb(run: Contents) -> int:
-    """About twice what a certificate takes: 900 bytes a pixel of the largest image, of which it has four at a time."""
-    return round(8000 + run.largest * 1.8e-3)
+    """About twice what a certificate takes: 900 bytes a pixel of the largest image, of which it has four at a time.
+
+    Of an image that stamps are cut from, 20 bytes a pixel.
+    """
+    return round(8000 + run.largest * 1.8e-3 + run.parent * 4e-5)
+
+
+def report_mb(run: Contents) -> int:
+    """About twice what drawing takes: of an image that stamps are cut from, 20 bytes a pixel."""
+    return round(4000 + run.parent * 4e-5)
 
 
 def catalogue_minutes(run: Contents) -> int:

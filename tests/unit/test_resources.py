@@ -25,7 +25,7 @@ def manifest(tmp_path) -> Path:
 
 def test_what_a_shard_holds(manifest):
     assert contents(manifest) == Contents(150_001, 150_000 * 1024 + 6_000_000, 6_000_000, 0)
-    assert contents(manifest, 16) == Contents(150_001, 150_001 * 256, 256, 6_000_000)
+    assert contents(manifest, 16) == Contents(150_001, 150_001 * 256, 256, 6_000_000, 6_001_024)
 
 
 def test_a_manifest_that_changed_is_read_again(manifest):
@@ -36,8 +36,8 @@ def test_a_manifest_that_changed_is_read_again(manifest):
 
 
 def test_what_several_shards_hold():
-    one, other = Contents(3, 30, 10, 0), Contents(2, 80, 40, 7)
-    assert together([one, other]) == Contents(5, 110, 40, 7)
+    one, other = Contents(3, 30, 10, 0, 0), Contents(2, 80, 40, 7, 9)
+    assert together([one, other]) == Contents(5, 110, 40, 7, 9)
     assert together([]) == Contents()
 
 
@@ -49,10 +49,15 @@ def test_what_several_shards_hold():
         resources.certificate_mb,
         lambda run: resources.certificate_minutes(run, 10**9),
         resources.catalogue_minutes,
+        resources.report_mb,
     ],
 )
 def test_more_is_never_given_less(amount):
-    small, many, wide = Contents(1, 1024, 1024, 0), Contents(10**6, 10**9, 1024, 0), Contents(1, 10**8, 10**8, 10**9)
+    small, many, wide = (
+        Contents(1, 1024, 1024, 0),
+        Contents(10**6, 10**9, 1024, 0),
+        Contents(1, 10**8, 10**8, 10**9, 10**9),
+    )
     assert 0 < amount(small) <= min(amount(many), amount(wide))
     assert max(amount(many), amount(wide)) > amount(small)
     assert all(isinstance(amount(run), int) for run in (small, many, wide))

@@ -9,6 +9,7 @@ bit, no shard that the first had finished is fitted again, and no temporary file
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import re
@@ -19,8 +20,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import astropy.io.fits
 import h5py
 
+from pipeline.origin import stack_origin
+from pipeline.shards import read_manifest
 from tests.workflow.runs import assert_identical, command, configure, jobs_of, snakemake, times
 
 CONFIG = {"simulated": {"count": 12, "shape": [16, 16]}, "shard_size": 3}
@@ -36,8 +40,25 @@ def fits(said: str) -> tuple[set[str], set[str]]:
 
 def assert_whole(folder: Path) -> None:
     """Every file under its final name can be read."""
-    for path in (folder / "results").rglob("*.h5"):
-        h5py.File(path).close()
+    read = {
+        ".h5": lambda path: h5py.File(path).close(),
+        ".fits": check_fits,
+        ".csv": read_manifest,
+        ".json": check_json,
+    }
+    for path in (folder / "results").rglob("*"):
+        if path.suffix in read:
+            read[path.suffix](path)
+
+
+def check_fits(path: Path) -> None:
+    with astropy.io.fits.open(path) as hdus:
+        assert hdus[-1].data is not None
+    assert stack_origin(path), path
+
+
+def check_json(path: Path) -> None:
+    assert json.loads(path.read_text())["config"], path
 
 
 def kill(run: subprocess.Popen, victim: str) -> str:

@@ -173,6 +173,17 @@ def simulate_mb(wildcards, attempt):
     return attempt * resources.simulate_mb(images, config["simulated"]["shape"])
 
 
+def scan_mb(wildcards, attempt):
+    largest = 0
+    if "detect" in CUTOUTS:
+        from pipeline import images
+
+        found, _ = images.list_files(FILES)
+        sizes = (os.stat(file).st_size for file in found if os.path.exists(file))
+        largest = max(sizes, default=0)
+    return attempt * resources.scan_mb(largest)
+
+
 def of_shard(amount):
     """A resource function of a fit: this much of what its shard holds, and as much again with each attempt."""
     return lambda wildcards, input, attempt: (

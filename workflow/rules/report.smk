@@ -13,7 +13,7 @@ rule report:
         "../envs/pipeline.yaml"
     threads: 1
     resources:
-        mem_mb=growing(4000),
+        mem_mb=of_run(resources.report_mb),
         runtime=growing(30),
     params:
         reading=READING,

@@ -12,7 +12,7 @@ checkpoint scan:
         "../envs/pipeline.yaml"
     threads: 1
     resources:
-        mem_mb=growing(4000),
+        mem_mb=scan_mb,
         runtime=growing(240),
     params:
         files=FILES,
