@@ -36,6 +36,9 @@ MAPS = ("mask", "uncertainty", "background")
 #: What a position may be off by, along x and y [pixel], for a fit to begin at the peak of its source.
 NEAR = 2.0
 
+#: Pixels that neighbours leave to a stamp, at least: twice as many as a fit with a constant background needs.
+LEAST = 32
+
 _SUFFIXES = re.compile(r"\.(fits|fit|fts)(\.(gz|bz2|fz))?$", re.IGNORECASE)
 
 
@@ -45,7 +48,8 @@ class Block(NamedTuple):
     ``size`` and ``changed_ns`` (the later of modification and status change) are sums over the file and the files of
     its mask and maps, so that any change shows. ``stamps``, int64 ``(stop - start, 4)``, has of each stamp its plane,
     its source, and x and y of its first pixel, which may lie outside the plane; None: image i is plane i. ``carried``
-    has of each stamp what goes along with it from the table of positions, by name.
+    has of each stamp what goes along with it from the table of positions, by name, and ``taken`` which of its pixels
+    belong to other positions, as `as_runs` has them.
     """
 
     file: str
@@ -58,6 +62,7 @@ class Block(NamedTuple):
     changed_ns: int
     stamps: np.ndarray | None = None
     carried: Sequence[dict[str, Any]] | None = None
+    taken: Sequence[str] | None = None
 
 
 class Rejected(NamedTuple):
@@ -80,7 +85,7 @@ class Stack(NamedTuple):
         infinity or BLANK.
     mask : (n, ny, nx) bool ndarray
         True = not used: no finite value, masked, saturated, without a known background or a usable uncertainty, or, of
-        a stamp, beyond the plane's edge.
+        a stamp, beyond the plane's edge or taken by another position.
     noise_map : (n, ny, nx) ndarray of the dtype of ``data``, or None
         1-sigma uncertainty; 1 where it is not usable, and ``mask`` is True there.
     """
@@ -305,6 +310,18 @@ def corners_of(block: Block, start: int, stop: int) -> np.ndarray:
     return block.stamps[start - block.start : stop - block.start, 2:]
 
 
+def as_runs(chosen: np.ndarray) -> str:
+    """Pixels of an image (True) as the numbers, in C order, where runs of them begin and end; "" = none."""
+    return " ".join(map(str, np.flatnonzero(np.diff(chosen.ravel(), prepend=False, append=False))))
+
+
+def of_runs(runs: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The pixels that `as_runs` tells of, bool ``shape``."""
+    ends = np.zeros(np.prod(shape) + 1, bool)
+    ends[np.array(runs.split(), int)] = True
+    return np.logical_xor.accumulate(ends)[:-1].reshape(shape)
+
+
 def read_planes(
     block: Block,
     start: int,
@@ -393,6 +410,12 @@ def read_planes(
         beyond = ~_inside(which, pixels)
         data[beyond] = np.nan
         unusable |= beyond
+    if block.taken is not None:
+        taken = np.stack(
+            [of_runs(runs, data.shape[1:]) for runs in block.taken[start - block.start : stop - block.start]]
+        )
+        left = np.sum(~(unusable | taken), axis=(1, 2))
+        unusable |= taken & (left >= LEAST)[:, None, None]
     return Stack(data, unusable, noise)
 
 
@@ -521,7 +544,7 @@ def _tiles_by_astropy(layout: Layout, hdu: Hdu, sections: list) -> list[np.ndarr
             with fits.open(io.BytesIO(padded), do_not_scale_image_data=True) as file:
                 return [np.asarray(file[1].section[section]) for section in sections]
     except Exception as error:  # decoders raise whatever they meet in broken data
-        msg = f"its compressed pixels cannot be decoded ({type(error).__name__})"
+        msg = "its compressed pixels cannot be decoded"
         raise ValueError(msg) from error
 
 

@@ -11,6 +11,8 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
+from pipeline.cutouts import scan_stamps
+from pipeline.images import read_planes
 from tests.workflow.runs import NO_CERTIFICATE, configure, read, snakemake
 
 CODECS = ("m13", "m13_gzip", "m13_hcomp", "m13_plio", "m13_rice")
@@ -132,6 +134,20 @@ def parkes(shared_data, tmp_path_factory) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
+def whole(shared_data) -> dict[str, np.ndarray]:
+    """By projection which of the 51 stamps lie in the field with all their pixels, neighbours or not."""
+    folder = shared_data / "parkes1904"
+    cutouts = {"positions": str(folder / "1904_comp.fits"), "size": 16}
+    found = {}
+    for projection in PROJECTIONS:
+        (block,), _ = scan_stamps(str(folder / f"1904-66_{projection}.fits"), folder="", cutouts=cutouts)
+        stack = read_planes(block._replace(taken=None), block.start, block.stop, cutouts=cutouts)
+        found[projection] = np.zeros(51, bool)
+        found[projection][block.stamps[:, 1]] = ~stack.mask.any(axis=(1, 2))
+    return found
+
+
+@pytest.fixture(scope="module")
 def reference(shared_data) -> Table:
     """What Aegean has of the same sources, under the names of our columns, and which are bright and ``alone``."""
     listed = Table.read(shared_data / "parkes1904" / "1904_comp.fits")
@@ -161,9 +177,8 @@ def off_by(one: Table | np.ndarray, other: Table | np.ndarray, name: str) -> tup
 
 
 @pytest.mark.parametrize("projection", PROJECTIONS)
-def test_sources_at_given_positions_are_those_of_the_reference(projection, parkes, reference):
-    rows, good = parkes[projection], np.asarray(reference["alone"])
-    complete = rows["n_pixels"] > 250
+def test_sources_at_given_positions_are_those_of_the_reference(projection, parkes, whole, reference):
+    rows, good, complete = parkes[projection], np.asarray(reference["alone"]), whole[projection]
     for name in ("ra", "dec"):
         off = off_by(rows, reference, name)[0][good & complete] / PIXEL
         assert np.abs(np.median(off)) < 0.04
@@ -176,15 +191,24 @@ def test_sources_at_given_positions_are_those_of_the_reference(projection, parke
     assert np.sqrt(np.median(major * minor)) == pytest.approx(1, abs=0.04)
 
 
+@pytest.mark.parametrize(("projection", "wanted"), [("AIT", 37), ("SIN", 38), ("TAN", 32)])
+def test_a_neighbour_is_not_fitted_instead(projection, wanted, parkes, reference):
+    """If pixels nearer to other positions were used, it would be 30 to 33 that lie within a pixel."""
+    off = np.hypot(*(off_by(parkes[projection], reference, name)[0] for name in ("ra", "dec"))) / PIXEL
+    assert np.count_nonzero((off < 1) & (parkes[projection]["n_pixels"] > 0)) >= wanted
+    blend = off[14]  # 3.3 widths from one 4.5 times as bright
+    assert blend < 1.6
+
+
 @pytest.mark.parametrize("projection", PROJECTIONS)
 @pytest.mark.parametrize("name", ["ra", "dec", "amp", "fwhm_major_sky", "fwhm_minor_sky", "pa_sky"])
-def test_sources_agree_with_the_reference_within_errors(name, projection, parkes, reference):
+def test_sources_agree_with_the_reference_within_errors(name, projection, parkes, whole, reference):
     """Both programs look at the same noise, and both errors count: most are off by less than these.
 
     Least so in their angle, for Aegean fits an island of bright pixels, on a background that it has taken off before.
     """
     rows = parkes[projection]
-    good = np.asarray(reference["alone"] & reference["fitted"]) & (rows["n_pixels"] > 250)
+    good = np.asarray(reference["alone"] & reference["fitted"]) & whole[projection]
     if name == "pa_sky":
         good &= np.asarray(reference["fwhm_major_sky"] > 1.05 * reference["fwhm_minor_sky"])
     off, error = off_by(rows, reference, name)
@@ -195,10 +219,9 @@ def test_sources_agree_with_the_reference_within_errors(name, projection, parkes
 
 
 @pytest.mark.parametrize(("one", "other"), [("AIT", "SIN"), ("SIN", "TAN"), ("TAN", "AIT")])
-def test_a_source_is_the_same_in_all_projections(one, other, parkes, reference):
+def test_a_source_is_the_same_in_all_projections(one, other, parkes, whole, reference):
     """Its noise is the same too, but for the pixels it is shown by: errors of both together are far too long."""
-    complete = (parkes[one]["n_pixels"] > 250) & (parkes[other]["n_pixels"] > 250)
-    good = np.asarray(reference["alone"]) & complete
+    good = np.asarray(reference["alone"]) & whole[one] & whole[other]
     assert good.sum() > 8
     for name in ("ra", "dec", "amp", "fwhm_major_sky", "fwhm_minor_sky", "pa_sky"):
         off, error = off_by(parkes[one], parkes[other], name)
