@@ -482,6 +482,15 @@ def cell(hdu: Hdu, column: str) -> Cell | None:
     return Cell(letter, dtype, offset, scale, zero, _blank(cards, f"TNULL{i}", dtype))
 
 
+def has_integer(hdu: Hdu, column: str) -> bool:
+    """Is it a table with a column of this name that has one whole number a row?"""
+    if not is_table(hdu):
+        return False
+    names = _names(hdu.cards)
+    found = spelt(names, column)
+    return found is not None and _form(hdu.cards, 1 + names.index(found))[:2] in [(1, letter) for letter in "BIJK"]
+
+
 def _names(cards: dict[str, str]) -> list[str]:
     return [text(cards, f"TTYPE{i}") for i in range(1, _count(cards, "TFIELDS", 0) + 1)]
 

@@ -345,7 +345,7 @@ def read_planes(
         The image column, as for `scan_file`.
     mask : int, str or dict, optional
         HDU of the same file, or ``{files, hdu, column, bits}``. Not used is what is not 0, or NaN; with ``bits``, where
-        one of these bits is set (numbered from 0).
+        one of these bits is set (numbered from 0). A column of one number a row is for `spoilt`.
     uncertainty : int, str or dict, optional
         1-sigma map: HDU of the same file, or ``{files, hdu, column}``; or one of these within ``{variance: ...}`` or
         ``{weight: ...}``. What is not finite or not above 0 is not used.
@@ -390,7 +390,7 @@ def read_planes(
     except _TROUBLE as error:
         msg = f"{block.file}: HDU {block.hdu}: {_words(error)}"
         raise ValueError(msg) from error
-    if masks is not None:
+    if masks is not None and not _is_of_rows(hdu, masks):
         unusable |= _mask(*_read_map(block, hdu, pixels.planes, which, masks), masks.bits)
     noise = None
     if levels is not None:
@@ -669,6 +669,12 @@ def _sigma(values: np.ndarray, kind: str) -> np.ndarray:
         return np.sqrt(values if kind == "variance" else 1 / values)
 
 
+def _is_of_rows(hdu: Hdu, mask: _Map) -> bool:
+    """Is a mask a column of the table that holds the images, with one whole number for each row?"""
+    here = mask.files is None and mask.hdu in (None, hdu.number, hdus.name(hdu))
+    return here and mask.column is not None and hdus.has_integer(hdu, mask.column)
+
+
 # ---- headers and cells
 
 
@@ -696,6 +702,37 @@ def read_carried(
     return found
 
 
+def spoilt(
+    block: Block, start: int, stop: int, *, column: str | None = None, mask: Any = None, **_: Any
+) -> dict[int, str]:
+    """Why images among ``start`` to ``stop - 1`` of an HDU are not to be used at all, by their number.
+
+    They are in rows of a table that the mask, a column of the same table with one whole number a row, spoils: it is not
+    0 there, or missing, or with ``bits`` one of these bits is set.
+
+    Raises
+    ------
+    ValueError
+        A sentence that names the file: it cannot be read.
+    """
+    masks = _as_map(mask)
+    if column is None or masks.column is None:
+        return {}
+    try:
+        if not _is_of_rows(hdus.layout(block.file).hdus[block.hdu], masks):
+            return {}
+    except _TROUBLE as error:
+        msg = f"{block.file}: HDU {block.hdu}: {_words(error)}"
+        raise ValueError(msg) from error
+    bad = sum({1 << bit for bit in masks.bits}) or -1
+    values = _cells(block, start, stop, column, masks.column) or []
+    return {
+        number: f"{masks.column} of its row is {'missing' if value is None else value} (images.mask)"
+        for number, value in enumerate(values, start)
+        if value is None or int(value) & bad
+    }
+
+
 def _keyword(block: Block, name: str) -> Value:
     headers = (_header(block.file, number, block.changed_ns) for number in (block.hdu, 0))
     return next((plain(header[name]) for header in headers if name in header), None)
@@ -715,6 +752,8 @@ def _cells(block: Block, start: int, stop: int, column: str, name: str) -> list[
         cell = hdus.cell(hdu, name)
         if cell is None:
             return None
+        if hdu.problem:
+            raise ValueError(hdu.problem)
         pixels = hdus.pixels(hdu, column)
         whole = np.memmap(layout.path, np.uint8, "r")
         count = pixels.planes // pixels.per_row

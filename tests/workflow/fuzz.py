@@ -51,11 +51,15 @@ SETTINGS: dict[str, dict] = {
     "named": {"hdu": [0, 1, "SCI", 9], "saturation": "SATURATE"},
     "maps": {"hdu": "SCI", "mask": {"hdu": "DQ", "bits": [0, 33]}, "uncertainty": "ERR", "background": 1},
     "table": {"column": "FLUX", "carry": ["TIME", "QUALITY"]},
-    "table with maps": {"column": "FLUX", "uncertainty": {"column": "FLUX_ERR"}},
+    "table with maps": {
+        "column": "FLUX",
+        "uncertainty": {"column": "FLUX_ERR"},
+        "mask": {"column": "QUALITY", "bits": [2, 63]},
+    },
     "detected": {"cutouts": {"detect": {"threshold": 3.0}, "size": 9}},
     "in pixels": {"hdu": "all", "cutouts": {"positions": "pixels.csv", "size": 12}},
     "on the sky": {"hdu": "all", "cutouts": {"positions": "sky.csv", "size": 12}},
-    "in a table": {"column": "FLUX", "cutouts": {"positions": "pixels.csv", "size": 12}},
+    "in a table": {"column": "FLUX", "mask": {"column": "QUALITY"}, "cutouts": {"positions": "pixels.csv", "size": 12}},
 }
 
 
