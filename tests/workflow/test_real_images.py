@@ -241,22 +241,28 @@ def test_the_beam_in_pixels_is_that_of_the_projection(parkes):
     assert 3 < narrowest["SIN"] < widest["SIN"] < 3.6 < narrowest["TAN"] < widest["TAN"] < 5
 
 
-def test_detected_sources_lie_where_sextractor_has_them(shared_data, tmp_path):
-    """``scale: 650``, ten times the noise, is least squares; the references count pixels from 1."""
+@pytest.mark.parametrize(("scale", "snr", "count", "limit"), [(650.0, 30, 6, 0.02), ("fit", 100, 2, 0.01)])
+def test_detected_sources_lie_where_sextractor_has_them(scale, snr, count, limit, shared_data, tmp_path):
+    """``scale: 650``, ten times the noise, is least squares, as centroids are; the references count pixels from 1.
+
+    By default only the two brightest, which are stars, can be held to that. The others, galaxies of S/N 36 to 69, have
+    errors of 0.03 to 0.09 pixels, and what is robust sees other noise in the same pixels: sources like these six with
+    wings, in simulated noise, are off from their windowed centroids by 0.022 in the median, 5 to 95 % by 0.009 to 0.044.
+    """
     cutouts = {"detect": {"threshold": 5.0}, "size": 16}
     image = shared_data / "ntt" / "image.fits"
-    rows = run(tmp_path, [image], images={"cutouts": cutouts}, fit={"scale": 650.0})["catalogue"]
+    rows = run(tmp_path, [image], images={"cutouts": cutouts}, fit={"scale": scale})["catalogue"]
     assert rows["source"].tolist() == list(range(len(rows)))
     listed = Table.read(shared_data / "ntt" / "image.cat", format="ascii.sextractor")
     x, y = (np.asarray(listed[name]) - 1 for name in ("XWIN_IMAGE", "YWIN_IMAGE"))
-    bright = np.asarray((listed["FLAGS"] == 0) & (listed["FLUX_AUTO"] > 30 * listed["FLUXERR_AUTO"]))
+    bright = np.asarray((listed["FLAGS"] == 0) & (listed["FLUX_AUTO"] > snr * listed["FLUXERR_AUTO"]))
     chosen = bright & isolated(x, y, 8)
     apart = np.hypot(rows["x0"] - x[chosen, None], rows["y0"] - y[chosen, None])
     nearest = np.argmin(apart, axis=1)
     found = np.min(apart, axis=1) < 1.5
-    assert found.sum() > 5
+    assert found.sum() == count
     for column, place in (("x0", x), ("y0", y)):
-        assert np.median(np.abs(rows[column][nearest] - place[chosen])[found]) <= 0.02, column
+        assert np.median(np.abs(rows[column][nearest] - place[chosen])[found]) <= limit, column
 
 
 def test_a_codec_changes_no_bit_of_a_cutout(shared_data, tmp_path):
