@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import batches, hdus
+from pipeline import batches, hdus, sky
 from pipeline.config import check_config
 from pipeline.cutouts import scan_stamps
 from pipeline.images import scan_file
@@ -84,6 +84,10 @@ def examine(file: str, section: dict, folder: Path) -> dict[str, int]:
             assert data.dtype in (np.float32, np.float64), f"pixels are {data.dtype}"
             assert np.isfinite(data[~mask]).all(), "a pixel is used that has no number"
             assert noise is None or ((noise > 0) & np.isfinite(noise)).all(), "an uncertainty is none"
+            for piece in pieces:
+                sky._points(
+                    piece.sky.wcs, np.array([3.3, -1e3, np.nan]), np.array([4.1, 1e4, 0.0])
+                )  # it compiles nothing
             for name in reading["carry"]:
                 assert sum(len(piece.carried[name]) for piece in pieces) == len(data), f"{name} is not one a row"
     planes = sum(
