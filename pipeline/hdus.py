@@ -345,7 +345,7 @@ def _tile_problem(cards: dict[str, str]) -> str:
     if text(cards, "ZIMAGE") != "T":
         return ""
     _bitpix(cards, "Z")
-    wanted, there = sum(_form(cards, i)[2] for i in range(1, _count(cards, "TFIELDS") + 1)), _count(cards, "NAXIS1")
+    wanted, there = sum(_form(cards, i)[2] for i in _fields(cards)), _count(cards, "NAXIS1")
     if wanted > there:
         return f"its compressed tiles have columns of {wanted} bytes, and rows of {there}"
     lengths = _axes(cards, "Z")
@@ -396,7 +396,7 @@ def check_tiles(stream: IO[bytes], hdu: Hdu, start: int, stop: int) -> None:
     room = hdu.end - hdu.data - heap
     limit = 8 * math.prod(map(min, lengths, sides))
     offset = 0
-    for i in range(1, _count(cards, "TFIELDS", 0) + 1):
+    for i in _fields(cards):
         _repeat, letter, width = _form(cards, i)
         cells = rows[:, offset : offset + width]
         offset += width
@@ -492,7 +492,16 @@ def has_integer(hdu: Hdu, column: str) -> bool:
 
 
 def _names(cards: dict[str, str]) -> list[str]:
-    return [text(cards, f"TTYPE{i}") for i in range(1, _count(cards, "TFIELDS", 0) + 1)]
+    return [text(cards, f"TTYPE{i}") for i in _fields(cards)]
+
+
+def _fields(cards: dict[str, str]) -> range:
+    """Numbers of the columns of a table."""
+    count = _count(cards, "TFIELDS", 0)
+    if count > 999:
+        msg = f"TFIELDS = {count}, wanted at most 999"
+        raise ValueError(msg)
+    return range(1, count + 1)
 
 
 def spelt(names: list[str], name: str) -> str | None:

@@ -647,6 +647,8 @@ def test_columns_that_are_no_images(tmp_path):
     assert "has no rows" in reason(put(tmp_path / "b.fits", empty), column="FLUX", hdu=1)
     narrow = rows.replace(b"NAXIS1  =                   20", b"NAXIS1  =                   10")
     assert "does not fit into rows of 10 bytes" in reason(put(tmp_path / "c.fits", narrow), column="FLUX", hdu=1)
+    many = rows.replace(b"TFIELDS =                    2", b"TFIELDS =           3000000000")
+    assert "TFIELDS = 3000000000, wanted at most 999" in reason(put(tmp_path / "d.fits", many), column="FLUX", hdu=1)
 
 
 # ---- masks and uncertainty maps

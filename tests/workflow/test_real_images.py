@@ -246,7 +246,7 @@ def test_detected_sources_lie_where_sextractor_has_them(scale, snr, count, limit
     """``scale: 650``, ten times the noise, is least squares, as centroids are; the references count pixels from 1.
 
     By default only the two brightest, which are stars, can be held to that. The others, wider and of S/N 36 to 69, have
-    errors of 0.03 to 0.09 pixels, and what is robust weighs the noise of the same pixels otherwise: six such sources with
+    errors of 0.03 to 0.09 pixels, and what is robust weighs the noise of the same pixels otherwise: six like these with
     wings, simulated, are off from their windowed centroids by 0.022 in the median, 90 % of such medians 0.009 to 0.044.
     """
     cutouts = {"detect": {"threshold": 5.0}, "size": 16}
