@@ -5,6 +5,7 @@
 """
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,17 @@ from astropy.wcs import WCS
 from pipeline import runtime
 from pipeline.carry import Value
 from pipeline.detection import read_images
-from pipeline.images import Block, Rejected, Stack, corners_of, identities, image_shape, read_carried, read_header
+from pipeline.images import (
+    Block,
+    Rejected,
+    Stack,
+    corners_of,
+    identities,
+    image_shape,
+    read_carried,
+    read_header,
+    spoilt,
+)
 from pipeline.shards import image_ids, read_manifest
 
 #: Pixels fitted at a time, 64 MiB in float64: what a job needs in memory does not grow with its shard.
@@ -60,7 +71,8 @@ def of_blocks(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: lis
         shape = image_shape(block, reading["cutouts"])
         step = max(1, BATCH_PIXELS // (shape[0] * shape[1]))
         for first in range(block.start, block.stop, step):
-            for start, stack, carried in _read(block, first, min(first + step, block.stop), reading, rejected):
+            runs = _unspoilt(block, first, min(first + step, block.stop), reading, rejected)
+            for start, stack, carried in (part for run in runs for part in _read(block, *run, reading, rejected)):
                 # Now, while the reader still knows where the header lies.
                 sky = _sky(block.file, block.hdu, block.changed_ns, reading["column"])
                 place = position + start - block.start
@@ -71,6 +83,27 @@ def of_blocks(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: lis
                 waiting, pixels = {}, 0
         position += block.stop - block.start
     yield from waiting.values()
+
+
+def _unspoilt(
+    block: Block, start: int, stop: int, reading: Mapping[str, Any], rejected: list[Rejected]
+) -> list[tuple[int, int]]:
+    """Runs of images (first, one after the last) that the mask leaves; those that it spoils go to ``rejected``."""
+    try:
+        bad = spoilt(block, start, stop, **reading)
+    except ValueError:
+        return [(start, stop)]  # to read them says why
+    for number, why in bad.items():
+        rejected += _rejected(block, number, number + 1, why)
+    ends = itertools.pairwise([start - 1, *bad, stop])
+    return [(before + 1, after) for before, after in ends if before + 1 < after]
+
+
+def _rejected(block: Block, start: int, stop: int, reason: str) -> list[Rejected]:
+    planes, sources = (numbers.tolist() for numbers in identities(block, start, stop))
+    if block.stamps is None:
+        sources = [-1] * len(planes)
+    return [Rejected(block.file, block.hdu, *which, reason) for which in zip(planes, sources, strict=True)]
 
 
 def _read(
@@ -84,10 +117,9 @@ def _read(
     try:
         yield start, read_images(block, start, stop, **reading), read_carried(block, start, stop, **reading)
     except (ValueError, OSError) as error:
-        planes, sources = identities(block, start, stop)
+        planes, _sources = identities(block, start, stop)
         if planes[0] == planes[-1]:
-            numbers = [-1] if block.stamps is None else sources.tolist()
-            rejected += [Rejected(block.file, block.hdu, int(planes[0]), source, str(error)) for source in numbers]
+            rejected += _rejected(block, start, stop, str(error))
             return
         middle = (start + stop) // 2
         yield from _read(block, start, middle, reading, rejected)

@@ -1,10 +1,11 @@
 """Sources in images larger than one source: where they are, by a table or by detection, and the stamps that show them.
 
-A stamp is ``size`` pixels wide and high, and its middle is as near to the position as whole pixels allow.
+A stamp is ``size`` pixels wide and high, and its middle is as near to the position as whole pixels allow. Pixels of a
+stamp that are nearer to another position of the table than to its own are not used, see `of_others`.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +14,12 @@ import numpy as np
 from astropy import units
 from astropy.io import ascii, registry
 from astropy.table import Column, MaskedColumn, Table
+from scipy.spatial import KDTree
 
 from pipeline.carry import Value, plain
 from pipeline.detection import find_sources
 from pipeline.hdus import few, spelt
-from pipeline.images import Block, Rejected, scan_file
+from pipeline.images import LEAST, NEAR, Block, Rejected, as_runs, scan_file
 from pipeline.sky import pixel_position, read_celestial
 
 #: Names of the columns, in small letters: right ascension and declination as catalogues call them (also VizieR and
@@ -104,11 +106,14 @@ def cut(block: Block, *, folder: str | Path, **images: Any) -> tuple[list[Block]
     places: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     rejected = []
     carried: dict[str, list[Value]] = {}
+    taken: list[str] = []
     if "positions" in images["cutouts"]:
         positions = read_positions(images["cutouts"]["positions"], images.get("carry", ()))
         carried = positions.carried
         try:
-            places = dict.fromkeys(planes, _positions_in(block, positions, images.get("column")))
+            sources, x, y = _positions_in(block, positions, images.get("column"))
+            places = dict.fromkeys(planes, (sources, x, y))
+            taken = [as_runs(pixels) for pixels in of_others(x, y, images["cutouts"]["size"])] * len(planes)
         except (ValueError, OSError) as error:
             rejected.append(Rejected(block.file, block.hdu, -1, -1, str(error)))
     else:
@@ -122,7 +127,9 @@ def cut(block: Block, *, folder: str | Path, **images: Any) -> tuple[list[Block]
         return [], rejected
     stamps = np.concatenate([_as_stamps(plane, *place, images["cutouts"]["size"]) for plane, place in places.items()])
     along = [{name: values[i] for name, values in carried.items()} for i in stamps[:, 1].tolist()] if carried else None
-    return [block._replace(start=0, stop=len(stamps), stamps=stamps, carried=along)], rejected
+    return [
+        block._replace(start=0, stop=len(stamps), stamps=stamps, carried=along, taken=taken if any(taken) else None)
+    ], rejected
 
 
 def _as_stamps(plane: int, sources: np.ndarray, x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
@@ -132,6 +139,30 @@ def _as_stamps(plane: int, sources: np.ndarray, x: np.ndarray, y: np.ndarray, si
 def first_pixels(centres: np.ndarray, size: int) -> np.ndarray:
     """First pixel, int64, along one axis of stamps of ``size`` pixels around ``centres`` [pixel]."""
     return np.floor(centres - (size - 1) / 2 + 0.5).astype(np.int64)
+
+
+def of_others(x: np.ndarray, y: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Which pixels of each stamp are nearer to another position than to its own, bool ``(size, size)``.
+
+    Positions that are no farther than NEAR from its own do not count: a fit that begins at a peak so near to a position
+    cannot tell them apart, and tables list sources twice. LEAST pixels are left in any case, those least far on the
+    other side.
+
+    x, y : (n,) float64 ndarray
+        All positions in a plane [pixel].
+    """
+    places = np.stack([x, y], axis=1)
+    tree = KDTree(places)
+    grid = np.arange(size)
+    for place, first in zip(places, np.stack([first_pixels(x, size), first_pixels(y, size)], axis=1), strict=True):
+        # Half of the way to what takes a pixel is not longer than that to the farthest corner.
+        others = places[tree.query_ball_point(place, np.sqrt(2) * (size + 1))] - place
+        far = np.sqrt(np.sum(others**2, axis=1))
+        (dx, dy), far = (others[far > NEAR] / far[far > NEAR, None]).T[..., None, None], far[far > NEAR, None, None]
+        along_x, along_y = grid + first[0] - place[0], grid + first[1] - place[1]
+        # How far beyond the line that is as near to the other position as to its own.
+        beyond = np.max(dx * along_x + dy * along_y[:, None] - 0.5 * far, axis=0, initial=-np.inf)
+        yield beyond > max(0.0, np.sort(beyond, axis=None)[LEAST - 1])
 
 
 def nowhere(blocks: Iterable[Block], cutouts: Mapping[str, Any]) -> list[Rejected]:

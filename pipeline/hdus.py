@@ -25,6 +25,10 @@ from pipeline.carry import Value, plain
 MAX_FILE = 2**32
 MAX_PLANE = 2**29
 
+#: Pixels that a byte of a tile-compressed image may stand for in planes of more than SMALL_PLANE pixels: gzip comes to
+#: 1032, a mask of nothing in PLIO to some thousands.
+MAX_RATIO, SMALL_PLANE = 2**13, 2**24
+
 BLOCK = 2880
 _MAX_HEADER = 2**24
 _BITPIX = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
@@ -163,7 +167,7 @@ def _unpack(packed: gzip.GzipFile | bz2.BZ2File) -> Layout:
         except (EOFError, OSError, zlib.error) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk's; the decoders' have no number
-            note = f" (the compressed data are broken: {error})"
+            note = " (the compressed data are broken)"
         return Layout(path, copy, _walk(stream, size, note))
 
 
@@ -251,12 +255,13 @@ def _find_header(stream: IO[bytes], at: int) -> int | None:
 
 
 def text(cards: dict[str, str], key: str, default: str = "") -> str:
-    """Value of a keyword without quotes and comment."""
+    """Value of a keyword without quotes and comment; what cannot be printed is ``?``."""
     raw = cards.get(key)
     if raw is None:
         return default
     quoted = re.match(r"\s*'((?:[^']|'')*)", raw)
-    return quoted[1].replace("''", "'").strip() if quoted else raw.split("/")[0].strip()
+    value = quoted[1].replace("''", "'").strip() if quoted else raw.split("/")[0].strip()
+    return value if value.isprintable() else "".join(c if c.isprintable() else "?" for c in value)
 
 
 def number(cards: dict[str, str], key: str, default: float) -> float:
@@ -340,8 +345,9 @@ def _tile_problem(cards: dict[str, str]) -> str:
     if text(cards, "ZIMAGE") != "T":
         return ""
     _bitpix(cards, "Z")
-    for i in range(1, _count(cards, "TFIELDS") + 1):
-        _form(cards, i)
+    wanted, there = sum(_form(cards, i)[2] for i in _fields(cards)), _count(cards, "NAXIS1")
+    if wanted > there:
+        return f"its compressed tiles have columns of {wanted} bytes, and rows of {there}"
     lengths = _axes(cards, "Z")
     sides = _tile_sides(cards, lengths)
     if 0 in sides:
@@ -351,6 +357,9 @@ def _tile_problem(cards: dict[str, str]) -> str:
     if tiles != rows:
         return f"its header promises {tiles} compressed tiles, the table has {rows}"
     tile = math.prod(min(n, side) for n, side in zip(lengths, sides, strict=True))
+    room = _data_size(cards)
+    if math.prod(lengths[2:]) > room or max(math.prod(lengths[:2]), tile) > max(SMALL_PLANE, MAX_RATIO * room):
+        return f"its header promises {' x '.join(map(str, lengths))} compressed pixels in {room} bytes"
     if max(math.prod(lengths[:2]), tile) > MAX_PLANE:
         return f"it is compressed and has planes of {lengths[0]} x {lengths[1]} pixels: decompress it first"
     return ""
@@ -387,7 +396,7 @@ def check_tiles(stream: IO[bytes], hdu: Hdu, start: int, stop: int) -> None:
     room = hdu.end - hdu.data - heap
     limit = 8 * math.prod(map(min, lengths, sides))
     offset = 0
-    for i in range(1, _count(cards, "TFIELDS", 0) + 1):
+    for i in _fields(cards):
         _repeat, letter, width = _form(cards, i)
         cells = rows[:, offset : offset + width]
         offset += width
@@ -473,8 +482,26 @@ def cell(hdu: Hdu, column: str) -> Cell | None:
     return Cell(letter, dtype, offset, scale, zero, _blank(cards, f"TNULL{i}", dtype))
 
 
+def has_integer(hdu: Hdu, column: str) -> bool:
+    """Is it a table with a column of this name that has one whole number a row?"""
+    if not is_table(hdu):
+        return False
+    names = _names(hdu.cards)
+    found = spelt(names, column)
+    return found is not None and _form(hdu.cards, 1 + names.index(found))[:2] in [(1, letter) for letter in "BIJK"]
+
+
 def _names(cards: dict[str, str]) -> list[str]:
-    return [text(cards, f"TTYPE{i}") for i in range(1, _count(cards, "TFIELDS", 0) + 1)]
+    return [text(cards, f"TTYPE{i}") for i in _fields(cards)]
+
+
+def _fields(cards: dict[str, str]) -> range:
+    """Numbers of the columns of a table."""
+    count = _count(cards, "TFIELDS", 0)
+    if count > 999:
+        msg = f"TFIELDS = {count}, wanted at most 999"
+        raise ValueError(msg)
+    return range(1, count + 1)
 
 
 def spelt(names: list[str], name: str) -> str | None:

@@ -36,6 +36,9 @@ MAPS = ("mask", "uncertainty", "background")
 #: What a position may be off by, along x and y [pixel], for a fit to begin at the peak of its source.
 NEAR = 2.0
 
+#: Pixels that neighbours leave to a stamp, at least: twice as many as a fit with a constant background needs.
+LEAST = 32
+
 _SUFFIXES = re.compile(r"\.(fits|fit|fts)(\.(gz|bz2|fz))?$", re.IGNORECASE)
 
 
@@ -45,7 +48,8 @@ class Block(NamedTuple):
     ``size`` and ``changed_ns`` (the later of modification and status change) are sums over the file and the files of
     its mask and maps, so that any change shows. ``stamps``, int64 ``(stop - start, 4)``, has of each stamp its plane,
     its source, and x and y of its first pixel, which may lie outside the plane; None: image i is plane i. ``carried``
-    has of each stamp what goes along with it from the table of positions, by name.
+    has of each stamp what goes along with it from the table of positions, by name, and ``taken`` which of its pixels
+    belong to other positions, as `as_runs` has them.
     """
 
     file: str
@@ -58,6 +62,7 @@ class Block(NamedTuple):
     changed_ns: int
     stamps: np.ndarray | None = None
     carried: Sequence[dict[str, Any]] | None = None
+    taken: Sequence[str] | None = None
 
 
 class Rejected(NamedTuple):
@@ -80,7 +85,7 @@ class Stack(NamedTuple):
         infinity or BLANK.
     mask : (n, ny, nx) bool ndarray
         True = not used: no finite value, masked, saturated, without a known background or a usable uncertainty, or, of
-        a stamp, beyond the plane's edge.
+        a stamp, beyond the plane's edge or taken by another position.
     noise_map : (n, ny, nx) ndarray of the dtype of ``data``, or None
         1-sigma uncertainty; 1 where it is not usable, and ``mask`` is True there.
     """
@@ -305,6 +310,18 @@ def corners_of(block: Block, start: int, stop: int) -> np.ndarray:
     return block.stamps[start - block.start : stop - block.start, 2:]
 
 
+def as_runs(chosen: np.ndarray) -> str:
+    """Pixels of an image (True) as the numbers, in C order, where runs of them begin and end; "" = none."""
+    return " ".join(map(str, np.flatnonzero(np.diff(chosen.ravel(), prepend=False, append=False))))
+
+
+def of_runs(runs: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The pixels that `as_runs` tells of, bool ``shape``."""
+    ends = np.zeros(np.prod(shape) + 1, bool)
+    ends[np.array(runs.split(), int)] = True
+    return np.logical_xor.accumulate(ends)[:-1].reshape(shape)
+
+
 def read_planes(
     block: Block,
     start: int,
@@ -328,7 +345,7 @@ def read_planes(
         The image column, as for `scan_file`.
     mask : int, str or dict, optional
         HDU of the same file, or ``{files, hdu, column, bits}``. Not used is what is not 0, or NaN; with ``bits``, where
-        one of these bits is set (numbered from 0).
+        one of these bits is set (numbered from 0). A column of one number a row is for `spoilt`.
     uncertainty : int, str or dict, optional
         1-sigma map: HDU of the same file, or ``{files, hdu, column}``; or one of these within ``{variance: ...}`` or
         ``{weight: ...}``. What is not finite or not above 0 is not used.
@@ -373,7 +390,7 @@ def read_planes(
     except _TROUBLE as error:
         msg = f"{block.file}: HDU {block.hdu}: {_words(error)}"
         raise ValueError(msg) from error
-    if masks is not None:
+    if masks is not None and not _is_of_rows(hdu, masks):
         unusable |= _mask(*_read_map(block, hdu, pixels.planes, which, masks), masks.bits)
     noise = None
     if levels is not None:
@@ -393,6 +410,12 @@ def read_planes(
         beyond = ~_inside(which, pixels)
         data[beyond] = np.nan
         unusable |= beyond
+    if block.taken is not None:
+        taken = np.stack(
+            [of_runs(runs, data.shape[1:]) for runs in block.taken[start - block.start : stop - block.start]]
+        )
+        left = np.sum(~(unusable | taken), axis=(1, 2))
+        unusable |= taken & (left >= LEAST)[:, None, None]
     return Stack(data, unusable, noise)
 
 
@@ -521,7 +544,7 @@ def _tiles_by_astropy(layout: Layout, hdu: Hdu, sections: list) -> list[np.ndarr
             with fits.open(io.BytesIO(padded), do_not_scale_image_data=True) as file:
                 return [np.asarray(file[1].section[section]) for section in sections]
     except Exception as error:  # decoders raise whatever they meet in broken data
-        msg = f"its compressed pixels cannot be decoded ({type(error).__name__})"
+        msg = "its compressed pixels cannot be decoded"
         raise ValueError(msg) from error
 
 
@@ -646,6 +669,12 @@ def _sigma(values: np.ndarray, kind: str) -> np.ndarray:
         return np.sqrt(values if kind == "variance" else 1 / values)
 
 
+def _is_of_rows(hdu: Hdu, mask: _Map) -> bool:
+    """Is a mask a column of the table that holds the images, with one whole number for each row?"""
+    here = mask.files is None and mask.hdu in (None, hdu.number, hdus.name(hdu))
+    return here and mask.column is not None and hdus.has_integer(hdu, mask.column)
+
+
 # ---- headers and cells
 
 
@@ -673,6 +702,37 @@ def read_carried(
     return found
 
 
+def spoilt(
+    block: Block, start: int, stop: int, *, column: str | None = None, mask: Any = None, **_: Any
+) -> dict[int, str]:
+    """Why images among ``start`` to ``stop - 1`` of an HDU are not to be used at all, by their number.
+
+    They are in rows of a table that the mask, a column of the same table with one whole number a row, spoils: it is not
+    0 there, or missing, or with ``bits`` one of these bits is set.
+
+    Raises
+    ------
+    ValueError
+        A sentence that names the file: it cannot be read.
+    """
+    masks = _as_map(mask)
+    if column is None or masks.column is None:
+        return {}
+    try:
+        if not _is_of_rows(hdus.layout(block.file).hdus[block.hdu], masks):
+            return {}
+    except _TROUBLE as error:
+        msg = f"{block.file}: HDU {block.hdu}: {_words(error)}"
+        raise ValueError(msg) from error
+    bad = sum({1 << bit for bit in masks.bits}) or -1
+    values = _cells(block, start, stop, column, masks.column) or []
+    return {
+        number: f"{masks.column} of its row is {'missing' if value is None else value} (images.mask)"
+        for number, value in enumerate(values, start)
+        if value is None or int(value) & bad
+    }
+
+
 def _keyword(block: Block, name: str) -> Value:
     headers = (_header(block.file, number, block.changed_ns) for number in (block.hdu, 0))
     return next((plain(header[name]) for header in headers if name in header), None)
@@ -692,6 +752,8 @@ def _cells(block: Block, start: int, stop: int, column: str, name: str) -> list[
         cell = hdus.cell(hdu, name)
         if cell is None:
             return None
+        if hdu.problem:
+            raise ValueError(hdu.problem)
         pixels = hdus.pixels(hdu, column)
         whole = np.memmap(layout.path, np.uint8, "r")
         count = pixels.planes // pixels.per_row

@@ -5,7 +5,7 @@ into, ``f-<hash>-<hdu>-<i>`` is block ``i`` of an HDU with at least ``shard_size
 ``k`` grows only when the number of images in buckets doubles, so one image more or less changes the rows of one shard.
 Stamps cut out of planes are images like any other, in the order of plane and source; the manifest lists them one by
 one, so that what moves a stamp fits its shard again, and what moves none does not; with what they carry along from the
-table of positions, for the same reason.
+table of positions and the pixels that belong to others, for the same reason.
 
 The order of shards, and with it of the catalogue, is: buckets by number, then blocks by (file, hdu, first image);
 within a shard (file, hdu, first image).
@@ -33,7 +33,7 @@ NAME = r"b-\d{2}-\d{8}|f-[0-9a-f]{16}-\d+-\d+"
 #: A row is a block (image), a stamp of the block above it, or what was rejected; what does not apply to it is empty.
 _HEADER = (
     *("kind", "file", "hdu", "start", "stop", "ny", "nx", "size", "changed_ns"),
-    *("plane", "source", "x", "y", "carried", "reason"),
+    *("plane", "source", "x", "y", "carried", "taken", "reason"),
 )
 
 
@@ -84,7 +84,8 @@ def _cut(block: Block, start: int, stop: int) -> Block:
     here = slice(start - block.start, stop - block.start)
     stamps = None if block.stamps is None else block.stamps[here]
     carried = None if block.carried is None else block.carried[here]
-    return block._replace(start=start, stop=stop, stamps=stamps, carried=carried)
+    taken = None if block.taken is None else block.taken[here]
+    return block._replace(start=start, stop=stop, stamps=stamps, carried=carried, taken=taken)
 
 
 def _order(row: Block | Rejected) -> tuple[str, int, int, str]:
@@ -121,12 +122,13 @@ def write_manifests(folder: str | Path, shards: dict[str, list]) -> dict[str, st
 
 def _lines(row: Block | Rejected) -> Iterator[tuple]:
     if isinstance(row, Rejected):
-        yield ("rejected", row.file, row.hdu, *[""] * 6, row.plane, row.source, "", "", "", row.reason)
+        yield ("rejected", row.file, row.hdu, *[""] * 6, row.plane, row.source, *[""] * 4, row.reason)
         return
-    *block, stamps, carried = row
-    yield ("image", *block, *[""] * 6)
+    *block, stamps, carried, taken = row
+    yield ("image", *block, *[""] * 7)
     for number, stamp in enumerate([] if stamps is None else stamps.tolist()):
-        yield ("stamp", *[""] * 8, *stamp, json.dumps(carried[number]) if carried else "", "")
+        along = json.dumps(carried[number]) if carried else ""
+        yield ("stamp", *[""] * 8, *stamp, along, taken[number] if taken else "", "")
 
 
 def block_digest(block: Block, settings: str) -> str:
@@ -145,14 +147,16 @@ def parse_manifest(manifest: bytes) -> tuple[list[Block], list[Rejected]]:
     blocks: list[Block] = []
     stamps: dict[int, list[tuple[str, ...]]] = {}
     carried: dict[int, list[dict]] = {}
+    taken: dict[int, list[str]] = {}
     rejected = []
     stream = io.StringIO(manifest.decode("utf-8", "surrogateescape"), newline="")
     for row in csv.DictReader(stream):
         if row["kind"] == "image":
-            hdu, start, stop, ny, nx, size, changed_ns = (int(row[name]) for name in Block._fields[1:-2])
+            hdu, start, stop, ny, nx, size, changed_ns = (int(row[name]) for name in Block._fields[1:8])
             blocks.append(Block(row["file"], hdu, start, stop, ny, nx, size, changed_ns))
         elif row["kind"] == "stamp":
             stamps.setdefault(len(blocks) - 1, []).append((row["plane"], row["source"], row["x"], row["y"]))
+            taken.setdefault(len(blocks) - 1, []).append(row["taken"])
             if row["carried"]:
                 carried.setdefault(len(blocks) - 1, []).append(json.loads(row["carried"]))
         else:
@@ -160,7 +164,8 @@ def parse_manifest(manifest: bytes) -> tuple[list[Block], list[Rejected]]:
             rejected.append(Rejected(row["file"], hdu, plane, source, row["reason"]))
     for place, its_stamps in stamps.items():
         numbers = np.array(its_stamps).astype(np.int64)
-        blocks[place] = blocks[place]._replace(stamps=numbers, carried=carried.get(place))
+        of_others = taken[place] if any(taken[place]) else None
+        blocks[place] = blocks[place]._replace(stamps=numbers, carried=carried.get(place), taken=of_others)
     return blocks, rejected
 
 

@@ -5,9 +5,11 @@ import pytest
 from astropy import units
 from astropy.io import fits
 from astropy.table import MaskedColumn, Table
+from hypothesis import given
+from hypothesis.extra import numpy as hnp
 
-from pipeline.cutouts import first_pixels, nowhere, read_positions, scan_stamps
-from pipeline.images import Block, Rejected, read_planes, scan_file
+from pipeline.cutouts import first_pixels, nowhere, of_others, read_positions, scan_stamps
+from pipeline.images import LEAST, NEAR, Block, Rejected, as_runs, of_runs, read_planes, scan_file
 
 CELESTIAL = {
     "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.0, "CRPIX1": 21.0, "CRPIX2": 16.0,
@@ -139,7 +141,7 @@ def test_stamps_are_slices_with_nothing_beyond_the_edge(tmp_path, how, size):
             file
         )
     x, y = [20, 0, 39, -0.5, 20.4, 39.49], [10, 0, 19, 5, 19.49, -0.5]
-    block = cut(file, {"positions": positions(tmp_path, x=x, y=y), "size": size})
+    block = cut(file, {"positions": positions(tmp_path, x=x, y=y), "size": size})._replace(taken=None)
     assert (block.start, block.stop, block.ny, block.nx) == (0, 18, 20, 40)
     assert block.stamps[:, 0].tolist() == np.arange(3).repeat(6).tolist()
     assert block.stamps[:, 1].tolist() == [*range(6)] * 3
@@ -185,6 +187,7 @@ def test_mask_and_maps_are_cut_alike(tmp_path, planes):
     cutouts = {"positions": positions(tmp_path, x=[3, 12], y=[2, 19]), "size": 10}
     block = cut(file, cutouts, **section)
     (whole,), _ = scan_file(file, **section)
+    block = block._replace(taken=None)
     planes_, stamps = read(whole, **section), read(block, cutouts=cutouts, **section)
     for i, (plane, _, *corner) in enumerate(block.stamps.tolist()):
         np.testing.assert_array_equal(stamps.data[i], padded(planes_.data[plane], *corner, 10))
@@ -223,3 +226,85 @@ def test_no_position_is_lost(tmp_path):
         Rejected(table, -1, -1, 4, "no position: masked, or not finite"),
     ]
     assert len(nowhere([], cutouts)) == 5
+
+
+# ---- neighbours
+
+
+def nearest(x, y, size):
+    """Of each stamp by the book: pixels (True) whose nearest position is another, and how far beyond the middle."""
+    for x0, y0, left, low in zip(x, y, first_pixels(x, size), first_pixels(y, size), strict=True):
+        rows, columns = np.mgrid[low : low + size, left : left + size]
+        counted = np.hypot(x - x0, y - y0) > NEAR
+        far = np.hypot(columns[..., None] - x[counted], rows[..., None] - y[counted]).min(axis=2, initial=np.inf)
+        yield far < np.hypot(columns - x0, rows - y0)
+
+
+@pytest.mark.parametrize("size", [8, 17])
+@pytest.mark.parametrize("width", [30, 60, 400])
+def test_a_pixel_belongs_to_the_nearest_position(width, size):
+    x, y = np.random.default_rng(width).uniform(0, width, (2, 60))
+    some = 0
+    for taken, wanted in zip(of_others(x, y, size), nearest(x, y, size), strict=True):
+        assert (~taken).sum() >= LEAST
+        assert not (taken & ~wanted).any()
+        if (~wanted).sum() >= LEAST:
+            np.testing.assert_array_equal(taken, wanted)
+            some += 1
+    assert some > 5
+
+
+def test_pixels_are_shared_out_and_none_is_lost():
+    x, y = np.array([20.0, 27.3]), np.array([20.0, 21.1])
+    owner = np.zeros((40, 40), int)
+    for taken, left, low in zip(of_others(x, y, 16), first_pixels(x, 16), first_pixels(y, 16), strict=True):
+        owner[low : low + 16, left : left + 16] += ~taken
+    assert owner.max() == 1
+    assert (owner[14:29, 13:36] == 1).all()
+
+
+def test_positions_that_are_far_or_the_same_take_nothing():
+    for off, takes in ((0, False), (0.7, False), (NEAR - 0.01, False), (NEAR + 0.01, True), (20, True), (23.1, False)):
+        turned = off * np.array([0.6, 0.8])
+        x, y = np.array([[50.3], [50.1]]) + np.array([[0, turned[0]], [0, turned[1]]])
+        assert [taken.any() for taken in of_others(x, y, 16)] == [takes, takes], off
+
+
+def test_the_order_of_the_table_and_far_positions_change_nothing():
+    x, y = np.random.default_rng(8).uniform(0, 60, (2, 40))
+    wanted = list(of_others(x, y, 16))
+    for i, taken in zip(np.arange(40)[::-1], of_others(x[::-1], y[::-1], 16), strict=True):
+        np.testing.assert_array_equal(taken, wanted[i])
+    far = np.append(x, 500), np.append(y, 500)
+    for taken, before in zip(of_others(*far, 16), wanted, strict=False):
+        np.testing.assert_array_equal(taken, before)
+
+
+def test_stamps_leave_out_what_is_nearer_to_others(tmp_path):
+    file = put(tmp_path / "a.fits", ramp(3, 40, 50))
+    x, y = np.array([10.2, 15.4, 40, 20]), np.array([12.1, 14.9, 30, 60])
+    cutouts = {"positions": positions(tmp_path, x=x, y=y), "size": 12}
+    block = cut(file, cutouts)
+    stack = read(block, cutouts=cutouts)
+    # The fourth lies in no plane: it counts nowhere.
+    wanted = list(nearest(x[:3], y[:3], 12)) * 3
+    np.testing.assert_array_equal(stack.mask, wanted)
+    assert [bool(runs) for runs in block.taken] == [True, True, False] * 3
+    np.testing.assert_array_equal(read_planes(block, 4, 6, cutouts=cutouts).mask, wanted[4:6])
+    alone = cut(file, {"positions": positions(tmp_path, "b.csv", x=x[2:], y=y[2:]), "size": 12})
+    assert alone.taken is None
+
+
+def test_what_neighbours_leave_is_enough_for_a_fit(tmp_path):
+    data = ramp(40, 50)
+    data[:, :13] = np.nan  # the edge of what was seen, of which the table knows nothing
+    cutouts = {"positions": positions(tmp_path, x=[12.0, 17.0], y=[20.0, 20.0]), "size": 12}
+    stack = read(cut(put(tmp_path / "a.fits", data), cutouts), cutouts=cutouts)
+    np.testing.assert_array_equal(stack.mask[0], np.isnan(stack.data[0]))
+    assert (~stack.mask[1]).sum() == 12 * 9  # columns 15 to 23
+
+
+@given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)))
+def test_runs_tell_of_every_pixel(chosen):
+    np.testing.assert_array_equal(of_runs(as_runs(chosen), chosen.shape), chosen)
+    assert (as_runs(chosen) == "") == (not chosen.any())

@@ -99,6 +99,19 @@ def test_of_two_sources_the_one_near_the_middle_is_fitted():
     assert np.max(np.abs(other.params[:, :2] - brighter[:, :2])) < 1
 
 
+def test_sources_of_a_blend_are_told_apart_by_their_positions():
+    """Two as bright as each other, 3 widths apart: without the pixels that are nearer to the other, as of stamps."""
+    images, params = stamps.draw(12, (20, 200), seed=13, shape=(24, 24), sigma=(1.6, 1.7))
+    y, x = np.mgrid[:24, :24].astype(float)
+    other = params + np.array([4, -3, 0, 0, 0, 0])
+    images += model.gaussian(other[:, None, None, :], x, y)
+    own, its = (np.hypot(x - at[:, 0, None, None], y - at[:, 1, None, None]) for at in (params, other))
+    apart, together = (fit.fit_stack(images, mask, near=2.0) for mask in (its < own, None))
+    off = [np.hypot(*(found.params[:, :2] - params[:, :2]).T) for found in (apart, together)]
+    assert np.max(off[0]) < 1
+    assert np.median(off[1]) > 1
+
+
 def test_masked_pixels_may_hold_anything(plain):
     mask = np.zeros(IMAGES.shape, bool)
     mask[:, 3:6, 2:9] = True

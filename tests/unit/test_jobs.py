@@ -464,6 +464,81 @@ def test_the_unit_of_a_table_column_is_its_own(tmp_path):
         assert part.attrs["unit"] == "e/s"
 
 
+#: Rows of a pixel file with bits 0, 2 and 31 in their QUALITY, in none, and one without a number.
+QUALITY = np.array([0, 1, 0, 4, -(2**31), -(2**31), 99, 0], "i4")
+
+
+def pixel_file(folder: Path, per_row: int = 1) -> np.ndarray:
+    """As Kepler's and TESS's are: a stamp or more, their errors and a number of quality a row. The stamps."""
+    flux = np.arange(len(QUALITY) * per_row * 30, dtype="f4").reshape(len(QUALITY), per_row, 5, 6)
+    dim = "(6,5)" if per_row == 1 else f"(6,5,{per_row})"
+    columns = [
+        fits.Column(name, f"{30 * per_row}E", dim=dim, array=values)
+        for name, values in (("FLUX", flux), ("FLUX_ERR", np.where(flux % 7 == 0, np.nan, 2 + flux)))
+    ]
+    columns += [fits.Column("QUALITY", "J", null=99, array=QUALITY), fits.Column("SPARE", "2J", array=np.ones((8, 2)))]
+    fits.BinTableHDU.from_columns(columns, name="PIXELS").writeto(folder / "tpf.fits")
+    return flux.reshape(-1, 5, 6)
+
+
+@pytest.mark.parametrize("per_row", [1, 2])
+@pytest.mark.parametrize(
+    ("mask", "good"),
+    [
+        ({"column": "QUALITY"}, [0, 2, 7]),
+        ({"column": "quality", "bits": [0, 31]}, [0, 2, 3, 7]),
+        ({"column": "QUALITY", "bits": [5], "hdu": "PIXELS"}, [0, 1, 2, 3, 4, 5, 7]),
+        ({"column": "QUALITY", "bits": [2, 60], "hdu": 1}, [0, 1, 2, 7]),  # the sign is that of all higher bits
+    ],
+)
+def test_rows_of_bad_quality_are_rejected(tmp_path, mask, good, per_row):
+    flux = pixel_file(tmp_path, per_row)
+    wanted = [row * per_row + i for row in good for i in range(per_row)]
+    (manifest,) = scanned(tmp_path, [str(tmp_path)], column="FLUX", mask=mask)
+    rows = fitted(tmp_path, manifest, column="FLUX", mask=mask)
+    assert rows["plane"].tolist() == wanted
+    assert rows["amp"].tolist() == flux[wanted].mean(axis=(1, 2), dtype=float).tolist()
+    refused = read_rows(tmp_path / "part.h5", table="rejected")
+    assert sorted(refused["plane"].tolist() + wanted) == list(range(len(flux)))
+    for plane, source, reason in zip(*(refused[name] for name in ("plane", "source", "reason")), strict=True):
+        value = QUALITY[plane // per_row]
+        assert source == -1
+        assert reason.endswith(f"{mask['column']} of its row is {'missing' if value == 99 else value} (images.mask)")
+
+
+def test_rows_of_bad_quality_give_no_stamps(tmp_path):
+    pixel_file(tmp_path)
+    Table({"x": [2, 4], "y": [2, 2]}).write(tmp_path / "positions.csv")
+    section = {"column": "FLUX", "mask": {"column": "QUALITY", "bits": [2]}}
+    section |= {"cutouts": {"positions": str(tmp_path / "positions.csv"), "size": 8}}
+    (manifest,) = scanned(tmp_path, [str(tmp_path / "*.fits")], **section)
+    rows = fitted(tmp_path, manifest, **section)
+    assert rows["plane"].tolist() == [0, 0, 1, 1, 2, 2, 4, 4, 5, 5, 7, 7]
+    refused = read_rows(tmp_path / "part.h5", table="rejected")
+    assert list(zip(refused["plane"].tolist(), refused["source"].tolist(), strict=True)) == [
+        (3, 0), (3, 1), (6, 0), (6, 1),
+    ]  # fmt: skip
+
+
+def test_columns_of_the_same_table_are_uncertainty_and_mask(tmp_path):
+    flux = pixel_file(tmp_path)
+    section = {"uncertainty": {"column": "FLUX_ERR"}, "mask": {"column": "QUALITY"}}
+    (manifest,) = scanned(tmp_path, [str(tmp_path)], column="FLUX", **section)
+    (block,), _ = jobs.read_manifest(manifest)
+    ((piece, *_),) = batches.of_blocks([block], READING | {"column": "FLUX", "folder": ""} | section, [])
+    np.testing.assert_array_equal(piece.stack.mask[0], flux[0] % 7 == 0)
+    np.testing.assert_array_equal(piece.stack.noise_map[0], np.where(flux[0] % 7 == 0, 1, 2 + flux[0]))
+
+
+def test_a_column_of_something_else_is_no_quality(tmp_path):
+    pixel_file(tmp_path)
+    section = {"column": "FLUX", "mask": {"column": "SPARE"}}
+    (manifest,) = scanned(tmp_path, [str(tmp_path)], **section)
+    assert len(fitted(tmp_path, manifest, **section)["plane"]) == 0
+    reasons = set(read_rows(tmp_path / "part.h5", table="rejected")["reason"])
+    assert ["has no images in column SPARE" in reason for reason in reasons] == [True]
+
+
 def carried(folder: Path, files: list[str], names: list[str], **reading) -> dict[str, list]:
     """What the catalogue of some files carries along, and their first rejection under the name ``reason``."""
     (manifest,) = scanned(folder, files, carry=names, **reading)

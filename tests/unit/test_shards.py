@@ -156,6 +156,12 @@ def test_manifests_keep_what_goes_along_with_stamps(tmp_path):
     some = [
         Block("a.fits", 0, 0, 3, 8, 9, 1, 1, stamps, carried), Block("b.fits", 0, 0, 3, 8, 9, 1, 1, stamps),
     ]  # fmt: skip
+    taken = ["", "3 5 11 12", "0 64"]
+    some[1] = some[1]._replace(taken=taken)
+    for size, wanted in ((100, [None, taken]), (2, [None, None, taken[:2], taken[2:]])):
+        names = write_manifests(tmp_path, assign(some, size))
+        blocks = [block for name in names for block in read_manifest(tmp_path / f"{name}.csv")[0]]
+        assert [block.taken for block in sorted(blocks, key=lambda block: (block.file, block.start))] == wanted
     for size, wanted in ((100, [carried, None]), (2, [carried[:2], carried[2:], None, None])):
         names = write_manifests(tmp_path, assign(some, size))
         blocks = [block for name in names for block in read_manifest(tmp_path / f"{name}.csv")[0]]

@@ -1,6 +1,7 @@
 """Laws of the sky columns: turns, flips, projections, poles, frames, beams, errors; and headers of every make."""
 
 import contextlib
+import itertools
 import warnings
 
 import numpy as np
@@ -662,6 +663,23 @@ def test_lookup_tables_announced_by_half():
     cards["DP1"] = "AXIS.1: 1"
     with pytest.raises(ValueError, match="NAXES was not set"):
         sky.celestial(cards)
+
+
+def test_lookup_tables_in_an_hdu_that_is_broken(tmp_path):
+    plain = header(CPDIS1="LOOKUP", CPDIS2="LOOKUP")
+    for axis, value in itertools.product((1, 2), ("EXTVER: 1", "NAXES: 2", "AXIS.1: 1", "AXIS.2: 2")):
+        plain[f"DP{axis}"] = value
+    table = fits.ImageHDU(np.zeros((4, 4), "f4"), name="WCSDVARR")
+    fits.HDUList([fits.PrimaryHDU(np.zeros((9, 9), "f4"), plain), table]).writeto(tmp_path / "a.fits")
+    assert sky.read_celestial(str(tmp_path / "a.fits"), 0) is not None
+    raw = (tmp_path / "a.fits").read_bytes()
+    for good, bad in (
+        (b"XTENSION= 'IMAGE   '", b"XTENSION= 'FOREIGN '"),
+        (b"EXTNAME = 'WCSDVARR'", b"EXTNAME = 'ELSEWHERE"),
+    ):
+        (tmp_path / "b.fits").write_bytes(raw.replace(good, bad))
+        with pytest.raises(ValueError, match="unusable WCS"):
+            sky.read_celestial(str(tmp_path / "b.fits"), 0)
 
 
 def test_what_else_is_in_the_header_does_no_harm():

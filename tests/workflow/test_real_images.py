@@ -11,6 +11,8 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
+from pipeline.cutouts import scan_stamps
+from pipeline.images import read_planes
 from tests.workflow.runs import NO_CERTIFICATE, configure, read, snakemake
 
 CODECS = ("m13", "m13_gzip", "m13_hcomp", "m13_plio", "m13_rice")
@@ -132,6 +134,20 @@ def parkes(shared_data, tmp_path_factory) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
+def whole(shared_data) -> dict[str, np.ndarray]:
+    """By projection which of the 51 stamps lie in the field with all their pixels, neighbours or not."""
+    folder = shared_data / "parkes1904"
+    cutouts = {"positions": str(folder / "1904_comp.fits"), "size": 16}
+    found = {}
+    for projection in PROJECTIONS:
+        (block,), _ = scan_stamps(str(folder / f"1904-66_{projection}.fits"), folder="", cutouts=cutouts)
+        stack = read_planes(block._replace(taken=None), block.start, block.stop, cutouts=cutouts)
+        found[projection] = np.zeros(51, bool)
+        found[projection][block.stamps[:, 1]] = ~stack.mask.any(axis=(1, 2))
+    return found
+
+
+@pytest.fixture(scope="module")
 def reference(shared_data) -> Table:
     """What Aegean has of the same sources, under the names of our columns, and which are bright and ``alone``."""
     listed = Table.read(shared_data / "parkes1904" / "1904_comp.fits")
@@ -161,9 +177,8 @@ def off_by(one: Table | np.ndarray, other: Table | np.ndarray, name: str) -> tup
 
 
 @pytest.mark.parametrize("projection", PROJECTIONS)
-def test_sources_at_given_positions_are_those_of_the_reference(projection, parkes, reference):
-    rows, good = parkes[projection], np.asarray(reference["alone"])
-    complete = rows["n_pixels"] > 250
+def test_sources_at_given_positions_are_those_of_the_reference(projection, parkes, whole, reference):
+    rows, good, complete = parkes[projection], np.asarray(reference["alone"]), whole[projection]
     for name in ("ra", "dec"):
         off = off_by(rows, reference, name)[0][good & complete] / PIXEL
         assert np.abs(np.median(off)) < 0.04
@@ -176,15 +191,24 @@ def test_sources_at_given_positions_are_those_of_the_reference(projection, parke
     assert np.sqrt(np.median(major * minor)) == pytest.approx(1, abs=0.04)
 
 
+@pytest.mark.parametrize(("projection", "wanted"), [("AIT", 37), ("SIN", 38), ("TAN", 32)])
+def test_a_neighbour_is_not_fitted_instead(projection, wanted, parkes, reference):
+    """If pixels nearer to other positions were used, it would be 30 to 33 that lie within a pixel."""
+    off = np.hypot(*(off_by(parkes[projection], reference, name)[0] for name in ("ra", "dec"))) / PIXEL
+    assert np.count_nonzero((off < 1) & (parkes[projection]["n_pixels"] > 0)) >= wanted
+    blend = off[14]  # 3.3 widths from one 4.5 times as bright
+    assert blend < 1.6
+
+
 @pytest.mark.parametrize("projection", PROJECTIONS)
 @pytest.mark.parametrize("name", ["ra", "dec", "amp", "fwhm_major_sky", "fwhm_minor_sky", "pa_sky"])
-def test_sources_agree_with_the_reference_within_errors(name, projection, parkes, reference):
+def test_sources_agree_with_the_reference_within_errors(name, projection, parkes, whole, reference):
     """Both programs look at the same noise, and both errors count: most are off by less than these.
 
     Least so in their angle, for Aegean fits an island of bright pixels, on a background that it has taken off before.
     """
     rows = parkes[projection]
-    good = np.asarray(reference["alone"] & reference["fitted"]) & (rows["n_pixels"] > 250)
+    good = np.asarray(reference["alone"] & reference["fitted"]) & whole[projection]
     if name == "pa_sky":
         good &= np.asarray(reference["fwhm_major_sky"] > 1.05 * reference["fwhm_minor_sky"])
     off, error = off_by(rows, reference, name)
@@ -195,10 +219,9 @@ def test_sources_agree_with_the_reference_within_errors(name, projection, parkes
 
 
 @pytest.mark.parametrize(("one", "other"), [("AIT", "SIN"), ("SIN", "TAN"), ("TAN", "AIT")])
-def test_a_source_is_the_same_in_all_projections(one, other, parkes, reference):
+def test_a_source_is_the_same_in_all_projections(one, other, parkes, whole, reference):
     """Its noise is the same too, but for the pixels it is shown by: errors of both together are far too long."""
-    complete = (parkes[one]["n_pixels"] > 250) & (parkes[other]["n_pixels"] > 250)
-    good = np.asarray(reference["alone"]) & complete
+    good = np.asarray(reference["alone"]) & whole[one] & whole[other]
     assert good.sum() > 8
     for name in ("ra", "dec", "amp", "fwhm_major_sky", "fwhm_minor_sky", "pa_sky"):
         off, error = off_by(parkes[one], parkes[other], name)
@@ -218,22 +241,28 @@ def test_the_beam_in_pixels_is_that_of_the_projection(parkes):
     assert 3 < narrowest["SIN"] < widest["SIN"] < 3.6 < narrowest["TAN"] < widest["TAN"] < 5
 
 
-def test_detected_sources_lie_where_sextractor_has_them(shared_data, tmp_path):
-    """``scale: 650``, ten times the noise, is least squares; the references count pixels from 1."""
+@pytest.mark.parametrize(("scale", "snr", "count", "limit"), [(650.0, 30, 6, 0.02), ("fit", 100, 2, 0.01)])
+def test_detected_sources_lie_where_sextractor_has_them(scale, snr, count, limit, shared_data, tmp_path):
+    """``scale: 650``, ten times the noise, is least squares, as centroids are; the references count pixels from 1.
+
+    By default only the two brightest, which are stars, can be held to that. The others, wider and of S/N 36 to 69, have
+    errors of 0.03 to 0.09 pixels, and what is robust weighs the noise of the same pixels otherwise: six like these with
+    wings, simulated, are off from their windowed centroids by 0.022 in the median, 90 % of such medians 0.009 to 0.044.
+    """
     cutouts = {"detect": {"threshold": 5.0}, "size": 16}
     image = shared_data / "ntt" / "image.fits"
-    rows = run(tmp_path, [image], images={"cutouts": cutouts}, fit={"scale": 650.0})["catalogue"]
+    rows = run(tmp_path, [image], images={"cutouts": cutouts}, fit={"scale": scale})["catalogue"]
     assert rows["source"].tolist() == list(range(len(rows)))
     listed = Table.read(shared_data / "ntt" / "image.cat", format="ascii.sextractor")
     x, y = (np.asarray(listed[name]) - 1 for name in ("XWIN_IMAGE", "YWIN_IMAGE"))
-    bright = np.asarray((listed["FLAGS"] == 0) & (listed["FLUX_AUTO"] > 30 * listed["FLUXERR_AUTO"]))
+    bright = np.asarray((listed["FLAGS"] == 0) & (listed["FLUX_AUTO"] > snr * listed["FLUXERR_AUTO"]))
     chosen = bright & isolated(x, y, 8)
     apart = np.hypot(rows["x0"] - x[chosen, None], rows["y0"] - y[chosen, None])
     nearest = np.argmin(apart, axis=1)
     found = np.min(apart, axis=1) < 1.5
-    assert found.sum() > 5
+    assert found.sum() == count
     for column, place in (("x0", x), ("y0", y)):
-        assert np.median(np.abs(rows[column][nearest] - place[chosen])[found]) <= 0.02, column
+        assert np.median(np.abs(rows[column][nearest] - place[chosen])[found]) <= limit, column
 
 
 def test_a_codec_changes_no_bit_of_a_cutout(shared_data, tmp_path):
