@@ -147,6 +147,12 @@ def _pair(name: str, unit: str, error_unit: str, description: str, group: str) -
     )
 
 
+def _calibrated(name: str, unit: str) -> Column:
+    return Column(
+        f"{name}_err_cal", "f8", unit, f"{name}_err, corrected where the certificate finds it wrong", "calibrated"
+    )
+
+
 #: The catalogue, column by column, in order. ``S`` grows to the longest entry of a file.
 COLUMNS: tuple[Column, ...] = (
     Column("image_id", "i8", "", "stable identity: first 63 bits of blake2b of file, hdu, plane, source", "identity"),
@@ -161,15 +167,13 @@ COLUMNS: tuple[Column, ...] = (
         "identity",
     ),
     *(c for n, (u, d) in _FITTED.items() for c in _pair(n, u, u, d, "fitted")),
-    *(
-        Column(f"{n}_err_cal", "f8", u, f"{n}_err, corrected where the certificate finds it wrong", "calibrated")
-        for n, (u, _) in _FITTED.items()
-    ),
+    *(_calibrated(n, u) for n, (u, _) in _FITTED.items()),
     *(
         Column(f"{n}_bias", "f8", u, f"what to expect of {n} beyond the truth", "fitted")
         for n, (u, _) in _FITTED.items()
     ),
     *(c for n, (u, d) in _DERIVED.items() for c in _pair(n, u, u, d, "derived")),
+    *(_calibrated(n, u) for n, (u, _) in _DERIVED.items()),
     *(c for n, (u, e, d) in _SKY.items() for c in _pair(n, u, e, d, "sky")),
     *(c for n, (u, d) in _BEAM.items() for c in _pair(n, u, u, d, "beam")),
     *(Column(n, "f8", "arcsec", d, "beam") for n, d in _LIMITS.items()),
@@ -201,9 +205,9 @@ REJECTED: tuple[Column, ...] = (
     Column("reason", "S", "", "why it could not be read", "quality"),
 )
 
-#: The certificate, one row a fitted parameter and bin of S/N. Pulls are (fit - truth) / err.
+#: The certificate, one row a fitted or derived column and bin of S/N. Pulls are (fit - truth) / err.
 CERTIFICATE: tuple[Column, ...] = (
-    Column("parameter", "S", "", "name of the fitted parameter", "identity"),
+    Column("parameter", "S", "", "name of the fitted or derived column", "identity"),
     Column("snr_low", "f8", "", "lower edge of the bin of snr", "identity"),
     Column("snr_high", "f8", "", "upper edge of the bin of snr", "identity"),
     Column("sources", "i8", "", "sources that were put in, found again and count", "certificate"),
