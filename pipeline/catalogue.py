@@ -9,7 +9,7 @@ rows come from, block by block, in ``/blocks``::
     /covariance/<name>      (n, p, p) float64, rows as in /catalogue, attribute parameters = order of the p axes
     /rejected               table of columns.REJECTED, one row an image that could not be read
     /truth                  table of columns.TRUTH, rows as in /catalogue; simulated images only
-    /certificate            table of columns.CERTIFICATE, one row a parameter and bin of S/N; where asked for
+    /certificate            table of columns.CERTIFICATE, one row a column and bin of S/N; where asked for
     /flag_bits              table of name, bit, meaning
     /provenance/<name>      one text each
 

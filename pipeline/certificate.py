@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.columns import CERTIFICATE, HARMLESS, PARAMETERS, SNR_BINS, UNSOLVED, empty_rows, parameter_names
+from pipeline.columns import CERTIFICATE, DERIVED, HARMLESS, PARAMETERS, SNR_BINS, UNSOLVED, empty_rows, parameter_names
 from pipeline.images import Stack
-from pipeline.model import gaussian, of_rows
+from pipeline.model import derived, gaussian, of_rows
 
 #: Images whose residuals make one field.
 DONORS = 4
@@ -42,9 +42,9 @@ NEEDED = (*PARAMETERS, "x0_start", "y0_start", "snr")
 
 
 class Trials(NamedTuple):
-    """Sources put in and found again, n of them with p fitted parameters.
+    """Sources put in and found again, n of them, and the k numbers of each that `certified` names.
 
-    pull, bound, kept : (n, p) fit - truth over its error; over its error by the covariance ``fisher``; and the share of
+    pull, bound, kept : (n, k) fit - truth over its error; over its error by the covariance ``fisher``; and the share of
     its variance that the residuals have left, see `_kept`. snr : (n,) of the row that the source is from. solved : (n,)
     bool, whether the fit is a solution.
     """
@@ -54,6 +54,11 @@ class Trials(NamedTuple):
     kept: np.ndarray
     snr: np.ndarray
     solved: np.ndarray
+
+
+def certified(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of what is fitted and derived with the settings ``fit``: the columns whose errors pixels alone decide."""
+    return (*parameter_names(settings["background"], settings["scale"]), *DERIVED)
 
 
 # ---- which rows -----------------------------------------------------------------------------------------------------
@@ -103,7 +108,7 @@ def inject(
         Of ``fit``: the config section, and ``near``.
     """
     names = parameter_names(settings["background"], settings["scale"])
-    n_background = len(names) - 6 - ("scale" in names)
+    fit_scale = "scale" in names
     groups = [slice(low, low + DONORS) for low in range(0, len(stack.data), DONORS)]
     noise_map = np.ones_like(stack.data) if stack.noise_map is None else stack.noise_map
     made = [
@@ -112,31 +117,38 @@ def inject(
             stack.mask[group],
             noise_map[group],
             {name: rows[name][group] for name in NEEDED},
-            n_background,
+            len(names) - 6 - fit_scale,
+            fit_scale,
         )
         for group in groups
     ]
     data, mask, noise, kept = (np.concatenate(parts) for parts in zip(*made, strict=True))
     found, covariances = fit(data, mask, None if stack.noise_map is None else noise, **settings)
     truth = {name: rows[name] for name in names}
-    if n_background == 3:
+    if "background_x" in names:
         # A plane is about the place where its fit began, which is not that of the first one.
         moved_x, moved_y = (found[name] - rows[name] for name in ("x0_start", "y0_start"))
         truth["background"] = rows["background"] + rows["background_x"] * moved_x + rows["background_y"] * moved_y
-    offset = np.stack([found[name] - truth[name] for name in names], axis=1)
-    error = np.stack([found[f"{name}_err"] for name in names], axis=1)
+    sources = np.stack([rows[name] for name in PARAMETERS[:6]], axis=1)
+    truth |= dict(zip(DERIVED, derived(sources).T, strict=True))
+    offset = np.stack([found[name] - true for name, true in truth.items()], axis=1)
+    offset[:, -1] = _turned(offset[:, -1])
+    error = np.stack([found[f"{name}_err"] for name in truth], axis=1)
     # Where a fit failed these are NaN; `certify` leaves them out.
     with np.errstate(invalid="ignore", divide="ignore"):
-        bound = np.sqrt(np.diagonal(covariances["fisher"], axis1=1, axis2=2))
-        return Trials(
-            offset / error, offset / bound, kept[:, : len(names)], rows["snr"], found["flags"] & UNSOLVED == 0
-        )
+        bound = np.sqrt(_variances(covariances["fisher"], _derived_slopes(sources)))
+        return Trials(offset / error, offset / bound, kept, rows["snr"], found["flags"] & UNSOLVED == 0)
 
 
 def _fields(
-    data: np.ndarray, mask: np.ndarray, noise: np.ndarray, rows: Mapping[str, np.ndarray], n_background: int
+    data: np.ndarray,
+    mask: np.ndarray,
+    noise: np.ndarray,
+    rows: Mapping[str, np.ndarray],
+    n_background: int,
+    fit_scale: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The fields of DONORS images, one around the source of each: data, mask, noise maps, and `_kept` (., p)."""
+    """The fields of DONORS images, one around the source of each: data, mask, noise maps, and what is kept (., k)."""
     images, ny, nx = data.shape
     y, x = np.mgrid[:ny, :nx].astype(float)
     used = ~mask & np.isfinite(data)
@@ -166,7 +178,9 @@ def _fields(
 
     field_noise, field_weight = mosaic(noise), mosaic(weight)
     field = model + width * field_noise * mosaic(residual)
-    kept = _kept(slopes, weight, field_weight, donor, moved)
+    kept = _kept(slopes, _derived_slopes(sources), weight, field_weight, donor, moved)
+    if fit_scale:
+        kept = np.insert(kept, 6 + n_background, _scale_kept(weight, field_weight, donor), axis=1)
     return field, field_weight == 0, field_noise * level[:, None, None], kept
 
 
@@ -178,43 +192,76 @@ def _slopes(source: np.ndarray, x: np.ndarray, y: np.ndarray, n_background: int)
     return np.stack([*gaussians, np.ones_like(x), x - source[0], y - source[1]][: 6 + n_background])
 
 
+def _derived_slopes(sources: np.ndarray) -> np.ndarray:
+    """Derivatives (n, 6, 6) of `model.derived` in the parameters of sources (n, 6), by central differences."""
+    steps = 1e-6 * np.ones_like(sources)
+    steps[:, 2:4] *= np.abs(sources[:, 2:4])
+    moves = steps[:, :, None] * np.eye(6)
+    change = derived(sources[:, None] + moves) - derived(sources[:, None] - moves)
+    change[..., -1] = _turned(change[..., -1])
+    return (change / (2.0 * steps[:, :, None])).transpose(0, 2, 1)
+
+
+def _turned(angle: np.ndarray) -> np.ndarray:
+    """Differences of directions [rad], in [-pi/2, pi/2)."""
+    return (angle + 0.5 * np.pi) % np.pi - 0.5 * np.pi
+
+
+def _variances(covariance: np.ndarray, derived_slopes: np.ndarray) -> np.ndarray:
+    """Variances (n, p + 6) of p parameters with this covariance (n, p, p), and of what is derived from them."""
+    own = np.diagonal(covariance, axis1=1, axis2=2)
+    theirs = np.einsum("nka,nab,nkb->nk", derived_slopes, covariance[:, :6, :6], derived_slopes)
+    return np.concatenate([own, theirs], axis=1)
+
+
 def _kept(
     slopes: np.ndarray,
+    derived_slopes: np.ndarray,
     weight: np.ndarray,
     field_weight: np.ndarray,
     donor: np.ndarray,
     moved: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """The share of the variance of each parameter that fields of residuals have, (n, q + 1), the scale last.
+    """The share of the variance that fields of residuals have, of q parameters and what is derived, (n, q + 6).
 
     An error of a fit is, to first order, a sum over pixels of a psi. The residuals of an image have lost the
     components of psi along its own slopes M, that is P psi with P = M (M^T M)^-1 M^T. So a field has
-    1 - sum |P a|^2 / sum |a|^2, the sums over its images, with a where a pixel is from the image and 0 elsewhere. Of
-    the scale it has 1 - sum n^2 / N / sum n, n of N pixels from each image: what is lost is the mean of chi.
+    1 - sum |P a|^2 / sum |a|^2, the sums over its images, with a where a pixel is from the image and 0 elsewhere.
 
-    slopes : (n, q, ny, nx) of the source of each image, and of its field. weight : (n, ny, nx) of each image,
+    slopes : (n, q, ny, nx) of the source of each image, and of its field; derived_slopes : (n, 6, 6), of what is
+    derived from a source in its parameters. weight : (n, ny, nx) of each image,
     field_weight : of each field. donor : (n, ny, nx) int, the image a pixel is from. moved : from places in an image
     to those in a field.
     """
     # What is kept does not depend on the unit of a parameter, but rounding does.
-    slopes = slopes / np.maximum(np.max(np.abs(slopes), axis=(2, 3), keepdims=True), np.finfo(float).tiny)
+    size = np.maximum(np.max(np.abs(slopes), axis=(2, 3)), np.finfo(float).tiny)
+    slopes = slopes / size[:, :, None, None]
     whole = [_products(one, one, square) for one, square in zip(slopes, weight**2, strict=True)]
     # Of a rank that pixels allow; a source without a pixel is no solution of its fit, and does not count.
     inverses = np.linalg.pinv(np.stack(whole), hermitian=True)
-    numbers = np.sum(weight > 0, axis=(1, 2))
-    kept = []
+    there, gone = [], []
     for own, square, source in zip(slopes, field_weight**2, donor, strict=True):
         inverse = np.linalg.pinv(_products(own, own, square), hermitian=True)
-        lost, scale_lost = np.zeros_like(inverse), 0.0
-        for image, number in enumerate(numbers.tolist()):
-            here = (source == image) & (square > 0)
+        lost = np.zeros_like(inverse)
+        for image in range(len(slopes)):
+            here = source == image
             cross = _products(own[:, here], moved(slopes[image])[:, here], square[here])
             lost += cross @ inverses[image] @ cross.T
-            scale_lost += np.count_nonzero(here) ** 2 / number
-        with np.errstate(invalid="ignore"):
-            share = 1.0 - np.diag(inverse @ lost @ inverse) / np.diag(inverse)
-        kept.append([*share, 1.0 - scale_lost / max(int(np.count_nonzero(square)), 1)])
-    return np.array(kept)
+        there.append(inverse)
+        gone.append(inverse @ lost @ inverse)
+    derived_slopes = derived_slopes / size[:, None, :6]
+    with np.errstate(invalid="ignore"):
+        return 1.0 - _variances(np.stack(gone), derived_slopes) / _variances(np.stack(there), derived_slopes)
+
+
+def _scale_kept(weight: np.ndarray, field_weight: np.ndarray, donor: np.ndarray) -> np.ndarray:
+    """The same of the scale, (n,): 1 - sum n^2 / N / sum n, n of N pixels from each image. What is lost is the mean of
+    chi. Arguments as those of `_kept`.
+    """
+    images = np.arange(len(weight))[:, None, None, None]
+    taken = np.count_nonzero((donor == images) & (field_weight > 0), axis=(2, 3))
+    lost = np.sum(taken**2 / np.count_nonzero(weight, axis=(1, 2))[:, None], axis=0)
+    return 1.0 - lost / np.maximum(np.sum(taken, axis=0), 1)
 
 
 def _products(left: np.ndarray, right: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -228,7 +275,7 @@ def _products(left: np.ndarray, right: np.ndarray, weight: np.ndarray) -> np.nda
 
 
 def certify(parts: Sequence[Trials], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The certificate, columns of `columns.CERTIFICATE`, one row a fitted parameter of ``names`` and bin of S/N.
+    """The certificate, columns of `columns.CERTIFICATE`, one row a name of ``names`` and bin of S/N.
 
     What counts are solutions whose residuals have not lost too much; a row without any has ``sources`` 0 and NaN.
     """
@@ -294,6 +341,6 @@ def calibrate(rows: np.ndarray, certificate: Mapping[str, np.ndarray]) -> None:
     """Fill in the columns ``<name>_err_cal`` of ``rows``, a structured array with the columns of the catalogue."""
     bins = snr_bins(rows["snr"])
     factors = corrections(certificate)
-    for name in PARAMETERS:
+    for name in (*PARAMETERS, *DERIVED):
         factor = np.append(factors.get(name, np.ones(len(SNR_BINS) - 1)), 1.0)[bins]  # -1, no bin, is the last
         rows[f"{name}_err_cal"] = factor * rows[f"{name}_err"]

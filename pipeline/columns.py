@@ -55,7 +55,12 @@ FLAGS = (
     Flag("ROUND", 3, f"ellipticity is below {ROUND_ERRORS:g} of its standard errors: theta is undefined"),
     Flag("TOO_FEW_PIXELS", 4, "fewer used pixels than twice the number of fitted parameters: not fitted"),
     Flag("NON_FINITE", 5, "a fitted parameter or its error is not finite"),
-    Flag("MISFIT", 6, f"|misfit| > {MISFIT_SIGMAS:g}: residuals under the source differ from those around it"),
+    Flag(
+        "MISFIT",
+        6,
+        f"|misfit| or |misfit_profile| > {MISFIT_SIGMAS:g}: residuals under the source differ from those around it, or "
+        "what is left is more peaked or flatter than a Gaussian",
+    ),
     Flag("MASKED_PEAK", 7, "the pixel nearest to the centre is masked"),
     Flag(
         "AT_LIMIT",
@@ -147,6 +152,16 @@ def _pair(name: str, unit: str, error_unit: str, description: str, group: str) -
     )
 
 
+def _calibrated(name: str, unit: str) -> Column:
+    return Column(
+        f"{name}_err_cal", "f8", unit, f"{name}_err, corrected where the certificate finds it wrong", "calibrated"
+    )
+
+
+def _biased(name: str, unit: str, group: str) -> Column:
+    return Column(f"{name}_bias", "f8", unit, f"what to expect of {name} beyond the truth", group)
+
+
 #: The catalogue, column by column, in order. ``S`` grows to the longest entry of a file.
 COLUMNS: tuple[Column, ...] = (
     Column("image_id", "i8", "", "stable identity: first 63 bits of blake2b of file, hdu, plane, source", "identity"),
@@ -161,15 +176,11 @@ COLUMNS: tuple[Column, ...] = (
         "identity",
     ),
     *(c for n, (u, d) in _FITTED.items() for c in _pair(n, u, u, d, "fitted")),
-    *(
-        Column(f"{n}_err_cal", "f8", u, f"{n}_err, corrected where the certificate finds it wrong", "calibrated")
-        for n, (u, _) in _FITTED.items()
-    ),
-    *(
-        Column(f"{n}_bias", "f8", u, f"what to expect of {n} beyond the truth", "fitted")
-        for n, (u, _) in _FITTED.items()
-    ),
+    *(_calibrated(n, u) for n, (u, _) in _FITTED.items()),
+    *(_biased(n, u, "fitted") for n, (u, _) in _FITTED.items()),
     *(c for n, (u, d) in _DERIVED.items() for c in _pair(n, u, u, d, "derived")),
+    *(_calibrated(n, u) for n, (u, _) in _DERIVED.items()),
+    *(_biased(n, u, "derived") for n, (u, _) in _DERIVED.items() if n != "theta"),
     *(c for n, (u, e, d) in _SKY.items() for c in _pair(n, u, e, d, "sky")),
     *(c for n, (u, d) in _BEAM.items() for c in _pair(n, u, u, d, "beam")),
     *(Column(n, "f8", "arcsec", d, "beam") for n, d in _LIMITS.items()),
@@ -180,7 +191,20 @@ COLUMNS: tuple[Column, ...] = (
     Column("n_pixels", "i8", "", "pixels used", "quality"),
     Column("snr", "f8", "", "|amp| / amp_err", "quality"),
     Column("outlier_fraction", "f8", "", "share of used pixels with |residual| > 10 half-widths", "quality"),
-    Column("misfit", "f8", "", "residuals under the source against those around it, in standard deviations", "quality"),
+    Column(
+        "misfit",
+        "f8",
+        "",
+        "residuals under the source against those around it, in standard deviations; NaN for correlated noise",
+        "quality",
+    ),
+    Column(
+        "misfit_profile",
+        "f8",
+        "",
+        "more peak and wings than a Gaussian (> 0), or less, in standard deviations; NaN for correlated noise",
+        "quality",
+    ),
     Column("condition", "f8", "", "condition number (1-norm) of the Hessian scaled to unit diagonal", "quality"),
     Column(
         "noise_fwhm",
@@ -201,9 +225,9 @@ REJECTED: tuple[Column, ...] = (
     Column("reason", "S", "", "why it could not be read", "quality"),
 )
 
-#: The certificate, one row a fitted parameter and bin of S/N. Pulls are (fit - truth) / err.
+#: The certificate, one row a fitted or derived column and bin of S/N. Pulls are (fit - truth) / err.
 CERTIFICATE: tuple[Column, ...] = (
-    Column("parameter", "S", "", "name of the fitted parameter", "identity"),
+    Column("parameter", "S", "", "name of the fitted or derived column", "identity"),
     Column("snr_low", "f8", "", "lower edge of the bin of snr", "identity"),
     Column("snr_high", "f8", "", "upper edge of the bin of snr", "identity"),
     Column("sources", "i8", "", "sources that were put in, found again and count", "certificate"),

@@ -175,6 +175,8 @@ def fit_rows(data, mask=None, noise_map=None, **settings) -> tuple[dict[str, np.
         rows[f"{name}_bias"] = np.asarray(result.bias[:, i])
     for i, name in enumerate(columns.DERIVED):
         rows[name], rows[f"{name}_err"] = np.asarray(result.derived[:, i]), np.asarray(result.derived_err[:, i])
+    for i, name in enumerate(columns.DERIVED[:-1]):
+        rows[f"{name}_bias"] = np.asarray(result.derived_bias[:, i])
     for name in rows.keys() & set(FitResult._fields):
         rows[name] = np.asarray(getattr(result, name))
     rows["x0_start"], rows["y0_start"] = np.asarray(result.origin).T

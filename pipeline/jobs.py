@@ -15,7 +15,7 @@ from astropy.io import fits
 
 from pipeline import __version__, batches, runtime
 from pipeline.catalogue import Part, merge, read_origin, read_part, read_rows, write_certificate, write_part
-from pipeline.certificate import DONORS, NEEDED, certify, choose, inject
+from pipeline.certificate import DONORS, NEEDED, certified, certify, choose, inject
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, HARMLESS, PARAMETERS, empty_rows, parameter_names
 from pipeline.detection import forget_others
 from pipeline.images import Block, corners_of, identities, list_files, near_middle, scan_file
@@ -291,7 +291,7 @@ def certificate(
         inject(stack, found, fit_rows, {**settings, "correlation": found["kernel"]} if beams else settings)
         for stack, found in images
     ]
-    table = certify(trials, parameter_names(fit["background"], fit["scale"]))
+    table = certify(trials, certified(fit))
     count = sum(len(part.snr) for part in trials)
     origin = {
         "sources": count,

@@ -23,8 +23,8 @@ class FitResult(NamedTuple):
     """The fit of one image, or of n images with a leading axis n.
 
     params, errors, bias : (p,) fitted parameters, in the order of `columns.parameter_names`. covariances : four (p, p),
-    in the order of `columns.COVARIANCES`. derived, derived_err : (6,), the order of `columns.DERIVED`. origin : (2,)
-    start x0, y0. The rest are scalars, see `columns.COLUMNS`.
+    in the order of `columns.COVARIANCES`. derived, derived_err : (6,), the order of `columns.DERIVED`; derived_bias :
+    (5,), of all but the angle. origin : (2,) start x0, y0. The rest are scalars, see `columns.COLUMNS`.
     """
 
     params: jax.Array
@@ -33,6 +33,7 @@ class FitResult(NamedTuple):
     covariances: tuple[jax.Array, ...]
     derived: jax.Array
     derived_err: jax.Array
+    derived_bias: jax.Array
     origin: jax.Array
     nll: jax.Array
     n_steps: jax.Array
@@ -40,6 +41,7 @@ class FitResult(NamedTuple):
     snr: jax.Array
     outlier_fraction: jax.Array
     misfit: jax.Array
+    misfit_profile: jax.Array
     condition: jax.Array
     noise_fwhm: jax.Array
     flags: jax.Array
@@ -232,6 +234,7 @@ class Solution(NamedTuple):
     n_pixels: jax.Array
     outlier_fraction: jax.Array
     misfit: jax.Array
+    misfit_profile: jax.Array
     condition: jax.Array
     noise_fwhm: jax.Array
     converged: jax.Array
@@ -258,7 +261,7 @@ def solution(
     positive = jnp.all(jnp.isfinite(four.hessian))
     left = newton.fraction(four.decrement, _rounding(free, image.data.dtype), four.spread)
     converged = stopped & positive & (left <= dials.tolerance)
-    outliers, misfit = quality.residuals(list(free), image, n)
+    outliers, misfit, misfit_profile = quality.residuals(list(free), image, n, four.inverse_products)
     public = likelihood.to_public(free).at[:p].add(jnp.where(converged, -four.newton_step, 0.0))
 
     # Back to the image's own units, all linear.
@@ -269,6 +272,8 @@ def solution(
     if n_background:
         public = public.at[6].add(units.offset)
     nan = jnp.where(enough, 0.0, jnp.nan)
+    # What a fit makes of correlated noise looks like misfit: the source takes it for a part of itself.
+    independent = nan if kernel is None else jnp.nan
     size = size[:p]
     working = [getattr(four, kind) + nan for kind in columns.COVARIANCES]
     return Solution(
@@ -282,7 +287,8 @@ def solution(
         n_steps=jnp.where(enough, n_steps, 0),
         n_pixels=n.astype(int),
         outlier_fraction=outliers + nan,
-        misfit=misfit + nan,
+        misfit=misfit + independent,
+        misfit_profile=misfit_profile + independent,
         condition=quality.condition(four.hessian_matrix, four.hessian) + nan,
         noise_fwhm=four.kernel_fwhm + nan,
         converged=converged,
@@ -297,12 +303,15 @@ def describe(found: Solution, shape, dials: Dials) -> FitResult:
     """What is derived from a solution, with errors; and its flags. shape : int array (2,), ny, nx before padding."""
     chosen = jnp.stack(found.covariances)[dials.chosen][:6, :6]
     derived, derived_err, e_err = uncertainty.derived(found.public[:6], chosen)
+    # The bias of the parameters is that of this covariance, whichever is chosen.
+    derived_bias = uncertainty.derived_bias(found.public[:6], found.covariances[0][:6, :6], found.bias[:6])
     kept = {name: value for name, value in found._asdict().items() if name in FitResult._fields}
     return FitResult(
         **kept,
         params=found.public[: found.errors.shape[0]],
         derived=jnp.stack(derived),
         derived_err=jnp.stack(derived_err),
+        derived_bias=jnp.stack(derived_bias),
         snr=jnp.abs(found.public[2]) / found.errors[2],
         flags=quality.flags(found, e_err, shape),
     )

@@ -7,15 +7,30 @@ from pipeline import columns, likelihood, model, moments
 OUTLIER = 10.0  # half-widths
 
 
-def residuals(free, image: likelihood.Image, n):
-    """Share of outliers and misfit of the residuals at ``free``, a sequence of p scalars; n used pixels. Two scalars.
+def residuals(free, image: likelihood.Image, n, inverse_products):
+    """Share of outliers, misfit and misfit of the profile at a solution. Three scalars.
 
-    Outliers are used pixels with |residual| > 10 half-widths (6 % for Cauchy noise, none for Gaussian).
+    Outliers are used pixels with |residual| > 10 half-widths (6 % for Cauchy noise, none for Gaussian). Both misfits
+    have mean 0 and variance 1 where t = residual / half-width has one distribution all over the image and pixels are
+    independent.
 
-    Misfit tells whether residuals under the source are like those around it, in standard deviations: the correlation
-    of log(1 + t^2), t = residual / half-width, with the shape of the source, times the root of the number of degrees of
-    freedom: zero mean and unit variance when t has one distribution all over the image. An undersampled, blended,
-    saturated or non-Gaussian source leaves large residuals where it is bright.
+    Misfit tells whether residuals under the source are as large as those around it: the correlation of log(1 + t^2)
+    with the shape E of the source, times the root of n. The fit has made residuals smaller where it could follow them,
+    by h E[psi^2] / (2 E[psi']) at a pixel of leverage h, which is put back. It finds sources that are bright and no
+    Gaussian at all: saturated ones, and blends.
+
+    Misfit of the profile tells whether what is left looks like a source with more peak and wings than a Gaussian (+) or
+    less (-): Rao's score of the term (log E)^2 E, (r / sigma)^4 / 4 on the axes, beside the parameters of the model. As
+    large residuals do not count, it finds what is nearly a Gaussian at S/N of some ten to some hundred.
+
+    Parameters
+    ----------
+    free : sequence of q scalars
+    image : likelihood.Image
+    n : scalar
+        Number of used pixels.
+    inverse_products : array (q - 1, q - 1)
+        As in `uncertainty.Covariances`.
     """
     at = moments.frame(free, image)
 
@@ -23,13 +38,30 @@ def residuals(free, image: likelihood.Image, n):
         used = (tile.weight > 0).astype(tile.v.dtype)
         loss = -jnp.log(tile.v.astype(jnp.float32)).astype(tile.v.dtype)  # 0 where unused; float32 is near enough
         shape = used * tile.shape
+        square = tile.weight * tile.weight
+        bump = tile.shape * jnp.log(jnp.maximum(tile.shape, 1e-30)) ** 2
         outliers = jnp.sum(jnp.where(jnp.abs(tile.t) > OUTLIER, 1.0, 0.0))
-        return [outliers, *map(jnp.sum, (shape, loss, shape * tile.shape, shape * loss, loss * loss))]
+        return {
+            "sums": [outliers, *map(jnp.sum, (shape, loss, shape * tile.shape, shape * loss, loss * loss))],
+            "psi": [jnp.sum(tile.t * tile.v * tile.weight * bump), jnp.sum(tile.s), jnp.sum(tile.s * tile.v)],
+            "bump": [jnp.sum(square * bump * bump)],
+            "along": moments.slope_tables(square * bump, tile, at),
+            "levered": moments.tables(square * tile.shape, tile, at),
+        }
 
-    outliers, w, loss, ww, wl, ll = (total.astype(n.dtype) for total in moments.total(sums, at, image))
+    found = moments.total(sums, at, image)
+    outliers, w, loss, ww, wl, ll = (total.astype(n.dtype) for total in found["sums"])
+    score, s, sv = (total.astype(n.dtype) for total in found["psi"])
     # Rounding may leave a negative square where all are equal.
     spread = jnp.maximum(ww - w * w / n, 0.0) * jnp.maximum(ll - loss * loss / n, 0.0)
-    return outliers / n, (wl - w * loss / n) * jnp.sqrt(n / spread)
+    levered = moments.products(at, found["levered"])
+    leverage = sum(
+        value * inverse_products[i, j] * (1.0 if i == j else 2.0) for (i, j), value in levered.items()
+    ) - w / n * len(inverse_products)
+    taken = 0.5 * moments.spread(s, sv, n) * leverage
+    along = jnp.stack(moments.slopes(at, found["along"]))
+    new = jnp.maximum(found["bump"][0].astype(n.dtype) - along @ inverse_products @ along, 0.0)
+    return outliers / n, (wl - w * loss / n + taken) * jnp.sqrt(n / spread), score / jnp.sqrt(sv / n * new)
 
 
 def condition(hessian, covariance):
@@ -69,7 +101,7 @@ def flags(found, ellipticity_error, shape):
         "ROUND": enough & ~(e >= columns.ROUND_ERRORS * ellipticity_error + 1e-6),
         "TOO_FEW_PIXELS": ~enough,
         "NON_FINITE": ~(jnp.all(jnp.isfinite(public)) & jnp.all(jnp.isfinite(errors))),
-        "MISFIT": enough & ~(jnp.abs(found.misfit) <= columns.MISFIT_SIGMAS),
+        "MISFIT": enough & (jnp.maximum(jnp.abs(found.misfit), jnp.abs(found.misfit_profile)) > columns.MISFIT_SIGMAS),
         "MASKED_PEAK": enough & ~found.peak_used,
         "AT_LIMIT": enough
         & (

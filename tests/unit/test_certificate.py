@@ -1,16 +1,19 @@
 """The certificate: errors that are wrong are found out by how much, right ones are left alone."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pipeline import certificate
 from pipeline.certificate import DONORS, calibrate, certify, choose, inject, snr_bins
-from pipeline.columns import BIT, CERTIFICATE, COLUMNS, PARAMETERS, SNR_BINS, empty_rows, parameter_names
+from pipeline.columns import BIT, CERTIFICATE, COLUMNS, DERIVED, PARAMETERS, SNR_BINS, empty_rows, parameter_names
 from pipeline.images import Stack
-from pipeline.model import gaussian, of_rows
+from pipeline.model import derived, gaussian, of_rows
 
 SETTINGS = {"background": "constant", "scale": "fit", "uncertainty": "pooled"}
 NAMES = parameter_names("constant", "fit")
+CERTIFIED = certificate.certified(SETTINGS)
 ERRORS = dict(zip(NAMES, (0.02, 0.03, 0.4, 0.05, 0.01, 0.01, 0.02, 0.02), strict=True))
 
 
@@ -44,8 +47,16 @@ def stack_of(rows, *, side=16, seed=2):
     return Stack(data, mask, None)
 
 
+def derive(found, covariance):
+    """Fill in what is derived from the parameters, with errors."""
+    values = derived(sources_of(found))
+    variances = certificate._variances(covariance, certificate._derived_slopes(sources_of(found)))[:, -len(DERIVED) :]
+    for name, value, variance in zip(DERIVED, values.T, variances.T, strict=True):
+        found[name], found[f"{name}_err"] = value, np.sqrt(variance)
+
+
 def fit_that_errs(rows, factor, *, seed=3, flags=None):
-    """A fit that misses by as much as ``rows`` says, times ``factor`` by parameter."""
+    """A fit that misses by as much as ``rows`` says, times ``factor`` by column."""
 
     def fit(data, mask, noise, **settings):
         rng = np.random.default_rng(seed)
@@ -55,7 +66,11 @@ def fit_that_errs(rows, factor, *, seed=3, flags=None):
             found[name] = rows[name] + factor.get(name, 1.0) * rows[f"{name}_err"] * rng.normal(size=count)
             found[f"{name}_err"] = rows[f"{name}_err"].copy()
         found["flags"] = np.zeros(count, int) if flags is None else flags
-        return found, {"fisher": np.tile(np.diag([ERRORS[name] ** 2 for name in NAMES]), (count, 1, 1))}
+        fisher = np.tile(np.diag([ERRORS[name] ** 2 for name in NAMES]), (count, 1, 1))
+        derive(found, fisher)
+        for name in factor.keys() & set(DERIVED):
+            found[f"{name}_err"] /= factor[name]
+        return found, {"fisher": fisher}
 
     return fit
 
@@ -78,8 +93,8 @@ def structured(rows):
 def test_errors_that_are_wrong_are_found_out_by_how_much():
     rows = found_in(8000)
     wrong = {"sigma": 1.3, "amp": 0.8}
-    table = certify([inject(stack_of(rows), rows, fit_that_errs(rows, wrong), SETTINGS)], NAMES)
-    assert len(table["parameter"]) == len(NAMES) * (len(SNR_BINS) - 1)
+    table = certify([inject(stack_of(rows), rows, fit_that_errs(rows, wrong), SETTINGS)], CERTIFIED)
+    assert len(table["parameter"]) == len(CERTIFIED) * (len(SNR_BINS) - 1)
     for name in NAMES:
         factor = wrong.get(name, 1.0)
         for number in range(3):
@@ -95,6 +110,32 @@ def test_errors_that_are_wrong_are_found_out_by_how_much():
     marked = {name for name, factors in certificate.corrections(table).items() if np.any(factors != 1)}
     assert {"sigma", "amp"} <= marked
     assert not marked & {"x0", "y0", "rho", "diff"}
+
+
+def test_errors_of_what_is_derived_are_certified_too():
+    """Flux and minor axis with errors 1.4 times too short; the rest right but for what is put on top."""
+    rows = found_in(8000, snr=(11, 29))
+    rows["rho"] += 0.6  # no source is round
+    wrong = {"flux": 1.4, "fwhm_minor": 1.4}
+    table = certify([inject(stack_of(rows), rows, fit_that_errs(rows, wrong), SETTINGS)], CERTIFIED)
+    for name in DERIVED:
+        found = line(table, name, 1)
+        factor = wrong.get(name, 1.0) / np.sqrt(found["kept"])
+        assert 0.7 < found["kept"] < 1
+        assert abs(found["factor"] - factor) < 4 * found["factor_err"] + 0.01, (name, found)
+        assert abs(found["over_bound"] * found["kept"] - 1) < 4 * found["over_bound_err"] + 0.02, (name, found)
+    array = structured(rows)
+    for name in DERIVED:
+        array[f"{name}_err"] = 1.0
+    calibrate(array, table)
+    assert np.all(array["flux_err_cal"] > 1.3)
+
+
+def test_slopes_of_what_is_derived_are_those_of_the_model():
+    sources = sources_of(found_in(5))
+    np.testing.assert_allclose(
+        certificate._derived_slopes(sources), jax.vmap(jax.jacfwd(derived))(jnp.asarray(sources)), atol=1e-6
+    )
 
 
 def test_only_errors_that_are_off_are_corrected():
@@ -195,7 +236,8 @@ def test_good_rows_fill_the_bins_evenly_and_pieces_hold_what_the_whole_does():
 
 def fields(stack, rows, n_background=1):
     noise = np.ones_like(stack.data) if stack.noise_map is None else stack.noise_map
-    return certificate._fields(stack.data, stack.mask, noise, {n: rows[n] for n in certificate.NEEDED}, n_background)
+    rows = {name: rows[name] for name in certificate.NEEDED}
+    return certificate._fields(stack.data, stack.mask, noise, rows, n_background, True)
 
 
 def test_the_block_around_a_source_is_its_own_image_moved_as_a_whole():
@@ -258,15 +300,17 @@ def test_nothing_is_kept_where_the_source_was_and_all_but_little_far_away():
     y, x = np.mgrid[:side, :side].astype(float)
     slopes = np.stack([certificate._slopes(s, x, y, 1) for s in sources_of(rows)])
     weight = np.ones((DONORS, side, side))
+    theirs = certificate._derived_slopes(sources_of(rows))
     own = np.broadcast_to(np.arange(DONORS)[:, None, None], weight.shape)
-    np.testing.assert_allclose(certificate._kept(slopes, weight, weight, own, lambda a: a), 0, atol=1e-9)
+    np.testing.assert_allclose(certificate._kept(slopes, theirs, weight, weight, own, lambda a: a), 0, atol=1e-9)
     rows["amp"] *= 1e-30
     faint = np.stack([certificate._slopes(s, x, y, 1) for s in sources_of(rows)])
-    np.testing.assert_allclose(certificate._kept(faint, weight, weight, own, lambda a: a), 0, atol=1e-9)
-    far = certificate._kept(slopes, weight, weight, own, lambda a: np.roll(a, (8, 8), (-2, -1)))
+    np.testing.assert_allclose(certificate._kept(faint, theirs, weight, weight, own, lambda a: a), 0, atol=1e-9)
+    far = certificate._kept(slopes, theirs, weight, weight, own, lambda a: np.roll(a, (8, 8), (-2, -1)))
     assert np.all(far[:, [0, 1, 2, 4, 5]] > 0.9)
     # The background and the scale are those of the one image.
-    assert np.all(far[:, 6:] < 0.1)
+    assert np.all(far[:, 6] < 0.1)
+    assert np.all(certificate._scale_kept(weight, weight, own) < 0.1)
 
 
 def least_squares(truth, side):
@@ -283,6 +327,7 @@ def least_squares(truth, side):
         for j, name in enumerate(NAMES[:7]):
             found[name] = truth[name] + moved[:, j]
             found[f"{name}_err"] = np.sqrt(inverse[:, j, j])
+        derive(found, inverse)
         return found, {"fisher": inverse}
 
     return fit
@@ -298,8 +343,8 @@ def test_what_the_residuals_have_lost_is_put_right(side, sigma):
     found, _ = least_squares(truth, side)(stack.data, stack.mask, None)
     rows = truth | {name: found[name] for name in NAMES[:7]}
     trials = inject(stack, rows, least_squares(rows, side), settings)
-    table = certify([trials], NAMES[:7])
-    for name in NAMES[:7]:
+    table = certify([trials], certificate.certified(settings))
+    for name in (*NAMES[:7], *DERIVED[:-1]):
         certified = line(table, name, 2)
         assert abs(certified["spread"] - 1) < 4 * certified["spread_err"] + 0.01, (name, certified)
         assert abs(certified["over_bound"] - 1) < 4 * certified["over_bound_err"] + 0.02, (name, certified)
@@ -317,9 +362,11 @@ def test_a_plane_is_about_the_start_of_its_own_fit():
         found = {name: rows[name].copy() for name in names} | other | {"flags": np.zeros(DONORS, int)}
         found["background"] = rows["background"] + 0.5 * 2.0 + 0.25
         errors = {f"{name}_err": np.ones(DONORS) for name in names}
-        return found | errors, {"fisher": np.tile(np.eye(len(names)), (DONORS, 1, 1))}
+        fisher = np.tile(np.eye(len(names)), (DONORS, 1, 1))
+        derive(found, fisher)
+        return found | errors, {"fisher": fisher}
 
     trials = inject(stack_of(rows), rows, fit, SETTINGS | {"background": "plane"})
     np.testing.assert_allclose(trials.pull, 0, atol=1e-12)
-    assert trials.kept.shape == (DONORS, len(names))
+    assert trials.kept.shape == (DONORS, len(names) + len(DERIVED))
     assert set(names) <= set(PARAMETERS)

@@ -23,10 +23,11 @@ def test_every_fitted_and_derived_column_has_an_error():
         assert {name, f"{name}_err"} <= names
 
 
-def test_every_fitted_column_has_a_calibrated_error_in_its_unit():
+def test_every_fitted_and_derived_column_has_a_calibrated_error_in_its_unit():
     named = {c.name: c for c in columns.COLUMNS}
-    for name in columns.PARAMETERS:
+    for name in (*columns.PARAMETERS, *columns.DERIVED):
         assert named[f"{name}_err_cal"].unit == named[f"{name}_err"].unit
+        assert name == "theta" or named[f"{name}_bias"].unit == named[name].unit
 
 
 def test_bits_are_distinct_and_decoded():

@@ -14,7 +14,7 @@ import pipeline.fit
 import pipeline.simulate
 from pipeline import batches, jobs, runtime
 from pipeline.catalogue import merge, read_origin, read_part, read_rows, read_summary
-from pipeline.columns import BIT, COLUMNS, COVARIANCES, empty_rows, parameter_names
+from pipeline.columns import BIT, COLUMNS, COVARIANCES, DERIVED, empty_rows, parameter_names
 from pipeline.config import check_config
 from pipeline.correlation import kernel_fwhm
 from pipeline.images import scan_file
@@ -765,7 +765,8 @@ def good_fit(data, mask, noise_map, *, background, scale, **settings):
     rows, covariances = mean_as_fit(data, mask, noise_map, background=background, scale=scale, **settings)
     errors = {f"{name}_err": np.full(len(data), 0.1) for name in parameter_names(background, scale)}
     rest = {"snr": 20.0, "scale": 1.0, "background": 0.0, "x0_start": 2.0, "y0_start": 2.0}
-    return rows | errors | {name: np.full(len(data), value) for name, value in rest.items()}, covariances
+    theirs = {name + end: np.full(len(data), 0.1) for name in DERIVED for end in ("", "_err")}
+    return rows | errors | theirs | {name: np.full(len(data), value) for name, value in rest.items()}, covariances
 
 
 def certified(folder: Path, manifests: list[Path], sources: int = 100, fit=FIT, **reading) -> dict[str, np.ndarray]:
@@ -790,7 +791,7 @@ def test_a_certificate_needs_groups_of_one_size_and_does_not_mind_shards(tmp_pat
     write(tmp_path / "b.fits", (3, 8, 8), 20)
     write(tmp_path / "c.fits", (3, 9, 8), 30)
     whole = certified(tmp_path, scanned(tmp_path, [str(tmp_path)]))
-    assert whole["sources"].tolist() == [0, 8, 0, 0] * 8
+    assert whole["sources"].tolist() == [0, 8, 0, 0] * (8 + len(DERIVED))
     assert read_origin(tmp_path / "certificate.h5")["sources"] == 8
     monkeypatch.setattr(batches, "BATCH_PIXELS", 4 * 64)
     files = [str(tmp_path / name) for name in ("a.fits", "b.fits", "c.fits")]

@@ -151,6 +151,35 @@ def test_inflation_is_that_of_simulated_locations():
     assert abs(np.mean(place**2) / (2 / 25) - (1 + 2.5 / 25)) < 0.04
 
 
+def test_bias_of_what_is_derived_is_the_delta_method():
+    source = jnp.array([3.0, 4.0, 20.0, 2.0, 0.3, -0.2])
+    root = np.random.default_rng(8).normal(size=(6, 6)) * np.array([0.1, 0.1, 0.5, 0.05, 0.04, 0.03])[:, None]
+    covariance, bias = jnp.asarray(root @ root.T), jnp.asarray(0.1 * root[:, 0])
+    slopes, bends = jax.jacfwd(model.derived)(source), jax.jacfwd(jax.jacfwd(model.derived))(source)
+    wanted = slopes @ bias + 0.5 * np.einsum("kij,ij->k", bends, covariance)
+    assert_allclose(uncertainty.derived_bias(source, covariance, bias), wanted[:5], rtol=1e-9)
+
+
+def test_bias_of_the_axes_is_that_of_a_simulation():
+    """Of ellipticities 2 errors and more. Four Monte Carlo errors and the next order."""
+    source = jnp.array([3.0, 4.0, 20.0, 2.0, 0.25, 0.2])
+    covariance = jnp.diag(jnp.array([0.0, 0.0, 0.5, 0.1, 0.2, 0.1]) ** 2)
+    drawn = np.random.default_rng(9).multivariate_normal(source, covariance, 20_000)
+    offset = model.derived(drawn)[:, :5] - np.asarray(model.derived(source))[:5]
+    bias = jax.vmap(lambda one: jnp.stack(uncertainty.derived_bias(one, covariance, jnp.zeros(6))))(jnp.asarray(drawn))
+    spread = offset.std(axis=0)
+    assert np.all(np.mean(offset, axis=0)[1:] * [1, -1, 1, -1] > 0.1 * spread[1:])
+    assert_allclose(np.mean(offset - bias, axis=0) / spread, 0, atol=4 / np.sqrt(20_000) + 0.03)
+
+
+def test_no_bias_is_larger_than_its_error():
+    source, covariance = jnp.array([3.0, 4.0, 20.0, 2.0, 1e-9, 1e-9]), 0.01 * jnp.eye(6)
+    _, errors, _ = uncertainty.derived(source, covariance)
+    found = np.abs(uncertainty.derived_bias(source, covariance, jnp.zeros(6)))
+    assert np.all(found <= np.array(errors[:5]) * (1 + 1e-12))
+    assert found[1] == pytest.approx(errors[1])
+
+
 def test_propagate_is_the_delta_method():
     covariance = jnp.array([[0.04, 0.01], [0.01, 0.09]])
     values, errors = uncertainty.propagate(lambda p: jnp.stack([p[0] * p[1], p[0]]), jnp.array([2.0, 3.0]), covariance)
