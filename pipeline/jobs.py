@@ -23,6 +23,7 @@ from pipeline.origin import (
     catalogue_digest,
     certificate_digest,
     check_run,
+    list_digest,
     manifest_digest,
     part_digest,
     read_list,
@@ -32,7 +33,7 @@ from pipeline.origin import (
     stack_origin,
     write_list,
 )
-from pipeline.shards import assign, block_digest, image_ids, parse_manifest, write_manifests
+from pipeline.shards import assign, block_digest, image_ids, listing_digest, parse_manifest, write_manifests
 
 #: Seconds between two lines on how far a job has come.
 PROGRESS_SECONDS = 5.0
@@ -79,7 +80,7 @@ def scan(
     files: list[str],
     reading: Mapping[str, Any],
     shard_size: int,
-    made_of: str,
+    simulated: bool,
     run: str | Path,
     detections: str | Path,
     log: str,
@@ -98,8 +99,8 @@ def scan(
         The section ``images`` of the config but its ``files``.
     shard_size : int
         Images a shard, about.
-    made_of : str
-        Digest of all that decides on the list, by `origin.list_digest`.
+    simulated : bool
+        Whether the files are made in the same run, so that nobody knew them when it began.
     run : path
         As for `simulate`.
     detections : path
@@ -113,6 +114,7 @@ def scan(
     """
     runtime.start_log(log)
     wanted = read_run(run)
+    listing = listing_digest(files) if simulated else wanted["listing"]
     found, rejected = list_files(files)
     blocks: list[Block] = []
     look: Callable = functools.partial(scan_file, **reading)
@@ -136,7 +138,7 @@ def scan(
     check_run(run, wanted)
     # The list last, so that after a kill it is only there if all manifests are.
     digests = write_manifests(manifests, shared)
-    write_list(shards, made_of, digests)
+    write_list(shards, list_digest(files, reading, shard_size, listing), digests)
     images = sum(block.stop - block.start for block in blocks)
     runtime.LOG.info("%d images in %d files, %d shards; %d rejected", images, len(found), len(shared), len(rejected))
 
@@ -344,13 +346,13 @@ def catalogue(
     """
     runtime.start_log(log)
     digests = _digests(parts, shards, made_of, reading, config["fit"])
-    certified = certificate_digest(digests, config["certificate"]["sources"])
+    made = certificate_digest(digests, config["certificate"]["sources"])
     merge(
         parts,
         path,
         digests=digests,
         truth=_truth(stacks, truths) if truths else None,
-        certificate=read_rows(certificates[0], table="certificate", digest=certified) if certificates else None,
+        certificate=read_rows(certificates[0], table="certificate", digest=made) if certificates else None,
         provenance=_provenance(parts, config),
         origin={"digest": catalogue_digest(digests, config)},
         image_units={"scale": ""} if config["images"]["uncertainty"] is not None else {},

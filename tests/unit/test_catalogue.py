@@ -277,13 +277,18 @@ def test_a_part_that_is_replaced_while_parts_are_merged_is_refused(tmp_path, mon
 
     write("these")
     catalogue.merge([tmp_path / "p.h5"], tmp_path / "c.h5", digests=["these"], provenance={})
-    assert catalogue.is_of(tmp_path / "p.h5", "these")
-    assert not catalogue.is_of(tmp_path / "p.h5", "others")
+    assert catalogue.digest_of(tmp_path / "p.h5") == "these"
     common_unit = catalogue._common_unit
     monkeypatch.setattr(catalogue, "_common_unit", lambda units: write("others") or common_unit(units))
     with pytest.raises(ValueError, match=r"p\.h5: a job of an earlier run has written it"):
         catalogue.merge([tmp_path / "p.h5"], tmp_path / "d.h5", digests=["these"], provenance={})
     assert not (tmp_path / "d.h5").exists()
+
+
+def test_what_says_of_nothing_that_it_was_made_of_has_no_digest(tmp_path, merged):
+    assert catalogue.digest_of(tmp_path / "none.h5") == catalogue.digest_of(merged) == ""
+    (tmp_path / "half.h5").write_bytes(merged.read_bytes()[:3000])
+    assert catalogue.digest_of(tmp_path / "half.h5") == ""
 
 
 def test_flag_bits_and_provenance(merged):

@@ -18,7 +18,8 @@ from pipeline.columns import BIT, COLUMNS, COVARIANCES, DERIVED, empty_rows, par
 from pipeline.config import check_config
 from pipeline.correlation import kernel_fwhm
 from pipeline.images import scan_file
-from pipeline.origin import manifest_digest, read_list, write_list, write_run
+from pipeline.origin import list_digest, manifest_digest, read_list, write_list, write_run
+from pipeline.shards import listing_digest, read_manifest
 from pipeline.simulate import draw
 
 READING = {key: value for key, value in check_config({})["images"].items() if key != "files"}
@@ -49,14 +50,13 @@ def quiet(monkeypatch):
     monkeypatch.setattr(pipeline.fit, "fit_rows", mean_as_fit)
 
 
-def scanned(folder: Path, files: list[str], shard_size: int = 1000, **reading) -> list[Path]:
+def scanned(folder: Path, files: list[str], shard_size: int = 1000, simulated=False, **reading) -> list[Path]:
     """Manifests of the shards of some files."""
     jobs.scan(
         folder / "shards.txt", folder / "shards", files=files, reading=READING | reading, shard_size=shard_size,
-        made_of="as wanted", run=folder / "run.json", detections=folder / "detections", log="",
+        simulated=simulated, run=folder / "run.json", detections=folder / "detections", log="",
     )  # fmt: skip
-    made_of, names = read_list(folder / "shards.txt")
-    assert made_of == "as wanted"
+    _, names = read_list(folder / "shards.txt")
     return [folder / "shards" / f"{name}.csv" for name in names]
 
 
@@ -75,11 +75,12 @@ def chosen_of(part: Path) -> dict[str, np.ndarray]:
     return jobs._chosen([part], [read_origin(part)["digest"]], 100)
 
 
-def merged(folder: Path, manifest: Path, *, stacks=(), truths=(), fit=FIT, **reading) -> None:
+def merged(folder: Path, manifest: Path, *, stacks=(), truths=(), fit=FIT, made_of=None, **reading) -> None:
     """The catalogue of one part."""
     part = shutil.copy(folder / "part.h5", folder / f"{manifest.stem}.h5")
+    made_of, _ = read_list(folder / "shards.txt") if made_of is None else (made_of, "")
     jobs.catalogue(
-        folder / "catalogue.h5", parts=[part], shards=folder / "shards.txt", made_of="as wanted",
+        folder / "catalogue.h5", parts=[part], shards=folder / "shards.txt", made_of=made_of,
         reading=READING | reading, stacks=stacks, truths=truths, certificates=[],
         config={"fit": fit, "images": READING, "certificate": {"sources": 0}}, log="",
     )  # fmt: skip
@@ -524,7 +525,7 @@ def test_columns_of_the_same_table_are_uncertainty_and_mask(tmp_path):
     flux = pixel_file(tmp_path)
     section = {"uncertainty": {"column": "FLUX_ERR"}, "mask": {"column": "QUALITY"}}
     (manifest,) = scanned(tmp_path, [str(tmp_path)], column="FLUX", **section)
-    (block,), _ = jobs.read_manifest(manifest)
+    (block,), _ = read_manifest(manifest)
     ((piece, *_),) = batches.of_blocks([block], READING | {"column": "FLUX", "folder": ""} | section, [])
     np.testing.assert_array_equal(piece.stack.mask[0], flux[0] % 7 == 0)
     np.testing.assert_array_equal(piece.stack.noise_map[0], np.where(flux[0] % 7 == 0, 1, 2 + flux[0]))
@@ -686,7 +687,6 @@ def test_a_list_or_manifest_of_other_images_is_refused(tmp_path):
     write(tmp_path / "a.fits", (3, 8, 8), 7)
     (manifest,) = scanned(tmp_path, [str(tmp_path / "a.fits")])
     fitted(tmp_path, manifest)
-    merged(tmp_path, manifest)
     listed = manifest_digest(manifest.read_bytes())
     for digest, manifests in (
         ("of others", {manifest.stem: listed}),
@@ -695,7 +695,20 @@ def test_a_list_or_manifest_of_other_images_is_refused(tmp_path):
     ):
         write_list(tmp_path / "shards.txt", digest, manifests)
         with pytest.raises(ValueError, match="of other images or settings; give the command again"):
-            merged(tmp_path, manifest)
+            merged(tmp_path, manifest, made_of="as wanted")
+    write_list(tmp_path / "shards.txt", "as wanted", {manifest.stem: listed})
+    merged(tmp_path, manifest, made_of="as wanted")
+
+
+@pytest.mark.parametrize("simulated", [False, True])
+def test_a_list_says_what_it_was_made_of(tmp_path, simulated):
+    """The user's images as they were when the run began, its own as they are."""
+    write(tmp_path / "a.fits", (3, 8, 8), 7)
+    write_run(tmp_path / "run.json", {}, "as it was")
+    files = [str(tmp_path / "a.fits")]
+    scanned(tmp_path, files, simulated=simulated)
+    seen = listing_digest(files) if simulated else "as it was"
+    assert read_list(tmp_path / "shards.txt")[0] == list_digest(files, READING, 1000, seen)
 
 
 def test_a_scan_that_outlives_its_run_writes_nothing(tmp_path, monkeypatch):

@@ -267,18 +267,14 @@ def test_a_part_of_this_run_that_nobody_knows_of_is_not_made_again(second_run):
     assert_identical(folder, wanted)
 
 
-def test_jobs_whose_config_was_changed_stop(tmp_path):
-    """Snakemake reads the config again for each job, and would note the old one."""
-    folder = configure(tmp_path / "run", SIMULATED)
-    with (tmp_path / "said.txt").open("w") as said:
-        run = subprocess.Popen(command(folder), stdout=said, stderr=said)
-        while not (folder / "results" / "run.json").exists():
-            assert run.poll() is None
-            time.sleep(0.05)
-        configure(folder, SIMULATED | {"simulated": SIMULATED["simulated"] | {"seed": 2}})
-        assert run.wait() != 0
-    assert "its config was changed" in (tmp_path / "said.txt").read_text()
-    assert not times(folder, "catalogue.h5")
+def test_a_job_whose_config_was_changed_stops(simulated_run, tmp_path):
+    """A cluster's jobs read the config again, and Snakemake would note that of the driver."""
+    before = times(simulated_run, "**/*")
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({"simulated": {"seed": 2}}))
+    job = ("--mode", "remote", "--target-jobs", "simulate:index=00000", "--allowed-rules", "simulate", "--force")
+    said = snakemake(simulated_run, *job, "--configfile", str(tmp_path / "other.yaml"), fails=True)
+    assert "its config was changed" in said
+    assert times(simulated_run, "**/*") == before
 
 
 # ---- certificates ---------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ checkpoint scan:
         files=FILES,
         reading=READING,
         shard_size=config["shard_size"],
-        made_of=lambda wildcards: wanted_list(),
+        simulated=SIMULATED,
         run=RUN,
     message:
         "Listing the images and dividing them into shards"

@@ -11,7 +11,7 @@ jobs.scan(
     files=snakemake.params.files,
     reading=snakemake.params.reading,
     shard_size=snakemake.params.shard_size,
-    made_of=snakemake.params.made_of,
+    simulated=snakemake.params.simulated,
     run=snakemake.params.run,
     detections=Path(snakemake.config["results"], "detections"),
     log=snakemake.log[0],
