@@ -372,12 +372,13 @@ def _tile_sides(cards: dict[str, str], lengths: list[int]) -> list[int]:
 def check_tiles(stream: IO[bytes], hdu: Hdu, start: int, stop: int) -> None:
     """Look at the compressed tiles of planes ``start`` to ``stop - 1`` before they are decoded.
 
-    The library under fitsio takes memory without end for a gzip tile that ends too early.
+    The library under fitsio takes memory without end for a gzip tile that ends too early, and believes the sizes that
+    tiles of HCOMPRESS and PLIO tell of themselves, whatever memory it has for them.
 
     Raises
     ------
     ValueError
-        A tile lies outside the file or is broken gzip.
+        A tile lies outside the file, is broken gzip or tells of another size than it has.
     """
     cards, lengths = hdu.cards, axes(hdu)
     sides = [*_tile_sides(cards, lengths), 1]
@@ -394,7 +395,9 @@ def check_tiles(stream: IO[bytes], hdu: Hdu, start: int, stop: int) -> None:
     rows = np.frombuffer(stream.read((last - first) * row_bytes), np.uint8).reshape(-1, row_bytes)
     heap = _count(cards, "THEAP", row_bytes * _count(cards, "NAXIS2"))
     room = hdu.end - hdu.data - heap
-    limit = 8 * math.prod(map(min, lengths, sides))
+    places = np.unravel_index(np.arange(first, last), shape[::-1])
+    ends = zip(places, sides[::-1], lengths[::-1], strict=True)
+    pixels = np.prod([np.minimum(side, n - place * side) for place, side, n in ends], axis=0)
     offset = 0
     for i in _fields(cards):
         _repeat, letter, width = _form(cards, i)
@@ -407,22 +410,39 @@ def check_tiles(stream: IO[bytes], hdu: Hdu, start: int, stop: int) -> None:
         if (size < 0).any() or (at < 0).any() or (size > room - at).any():
             msg = "some of its compressed tiles lie outside the file"
             raise ValueError(msg)
-        packed = text(cards, f"TTYPE{i}") == "GZIP_COMPRESSED_DATA" or text(cards, "ZCMPTYPE").startswith("GZIP")
-        for tile in np.flatnonzero(size * packed):
+        codec = "GZIP" if text(cards, f"TTYPE{i}") == "GZIP_COMPRESSED_DATA" else text(cards, "ZCMPTYPE").split("_")[0]
+        for tile in np.flatnonzero(size) if codec in _WHOLE else ():
             stream.seek(hdu.data + heap + int(at[tile]))
-            _check_gzip(stream.read(int(size[tile])), limit)
+            if not _WHOLE[codec](stream.read(int(size[tile])), int(pixels[tile])):
+                msg = "some of its compressed tiles are broken"
+                raise ValueError(msg)
 
 
-def _check_gzip(packed: bytes, limit: int) -> None:
+def _whole_gzip(packed: bytes, pixels: int) -> bool:
     try:
         decoder = zlib.decompressobj(wbits=47)  # gzip or zlib
-        decoder.decompress(packed, limit + 1)
-        whole = decoder.eof
+        decoder.decompress(packed, 8 * pixels + 1)
+        return decoder.eof
     except zlib.error:
-        whole = False
-    if not whole:
-        msg = "some of its compressed tiles are broken"
-        raise ValueError(msg)
+        return False
+
+
+def _whole_hcompress(packed: bytes, pixels: int) -> bool:
+    """Magic number, nx and ny; the numbers of bit planes of the three parts of the transform are bytes 22 to 24."""
+    ny, nx = np.frombuffer(packed[2:10].ljust(8, b"\0"), ">i4").tolist()
+    return (
+        packed.startswith(b"\xdd\x99") and min(nx, ny) > 0 and nx * ny == pixels and max(packed[22:25], default=99) < 64
+    )
+
+
+def _whole_plio(packed: bytes, pixels: int) -> bool:
+    """Its length in words is the third of them, or if that is 0 the fourth and, in units of 2^15, the fifth."""
+    words = np.frombuffer(packed[:10].ljust(10, b"\0"), ">i2").tolist()
+    return 2 * (words[2] if words[2] > 0 else (words[4] << 15) + words[3]) == len(packed)
+
+
+#: Whether a tile of so many pixels is what it tells of itself, by codec.
+_WHOLE = {"GZIP": _whole_gzip, "HCOMPRESS": _whole_hcompress, "PLIO": _whole_plio}
 
 
 def pixels(hdu: Hdu, column: str | None) -> Pixels:

@@ -551,6 +551,24 @@ def test_gzip_tile_that_ends_too_early(tmp_path):
         read_planes(block, 0, 1)
 
 
+@pytest.mark.parametrize(
+    ("codec", "place", "bad"), [("HCOMPRESS_1", 5, 9), ("HCOMPRESS_1", 22, 255), ("PLIO_1", 7, 99)]
+)
+def test_tiles_that_tell_of_another_size(tmp_path, codec, place, bad):
+    # The library under fitsio would write or read where it has no memory.
+    tiles = fits.CompImageHDU(ramp(2, 20, 20, dtype="i2"), compression_type=codec, tile_shape=(1, 20, 20))
+    packed = bytearray(fits_bytes(None, tiles))
+    (block,), _ = scan_file(put(tmp_path / "a.fits", bytes(packed)))
+    np.testing.assert_array_equal(read_planes(block, 0, 2).data, ramp(2, 20, 20))
+    hdu = hdus.layout(block.file).hdus[1]
+    second = int.from_bytes(packed[hdu.data + 12 : hdu.data + 16], "big")
+    packed[hdu.data + 16 + second + place] = bad
+    (block,), _ = scan_file(put(tmp_path / "b.fits", bytes(packed)))
+    np.testing.assert_array_equal(read_planes(block, 0, 1).data, ramp(1, 20, 20))
+    with pytest.raises(ValueError, match=r"b\.fits: HDU 1: some of its compressed tiles are broken"):
+        read_planes(block, 1, 2)
+
+
 def test_claims_of_compressed_data_are_bounded(tmp_path, monkeypatch):
     tiles = fits_bytes(None, fits.CompImageHDU(ramp(40, 40, dtype="i4")))
     claim = b"ZNAXIS2 =                   40"
