@@ -7,7 +7,7 @@ from pipeline import columns, likelihood, model, moments
 OUTLIER = 10.0  # half-widths
 
 
-def residuals(free, image: likelihood.Image, n, inverse_products):
+def residuals(free, image: likelihood.Image, n, inverse_products, under):
     """Share of outliers, misfit and misfit of the profile at a solution. Three scalars.
 
     Outliers are used pixels with |residual| > 10 half-widths (6 % for Cauchy noise, none for Gaussian). Both misfits
@@ -20,7 +20,7 @@ def residuals(free, image: likelihood.Image, n, inverse_products):
     Gaussian at all: saturated ones, and blends.
 
     Misfit of the profile tells whether what is left looks like a source with more peak and wings than a Gaussian (+) or
-    less (-): Rao's score of the term (log E)^2 E, (r / sigma)^4 / 4 on the axes, beside the parameters of the model. As
+    less (-): Rao's score of the term (log E)^2 E, beside the parameters of the model. As
     large residuals do not count, it finds what is nearly a Gaussian at S/N of some ten to some hundred.
 
     Parameters
@@ -30,6 +30,7 @@ def residuals(free, image: likelihood.Image, n, inverse_products):
     n : scalar
         Number of used pixels.
     inverse_products : array (q - 1, q - 1)
+    under : scalar
         As in `uncertainty.Covariances`.
     """
     at = moments.frame(free, image)
@@ -39,14 +40,13 @@ def residuals(free, image: likelihood.Image, n, inverse_products):
         loss = -jnp.log(tile.v.astype(jnp.float32)).astype(tile.v.dtype)  # 0 where unused; float32 is near enough
         shape = used * tile.shape
         square = tile.weight * tile.weight
-        bump = tile.shape * jnp.log(jnp.maximum(tile.shape, 1e-30)) ** 2
+        bump = tile.shape * moments.grid(at.slopes[3], tile) ** 2  # this slope is -2 log E
         outliers = jnp.sum(jnp.where(jnp.abs(tile.t) > OUTLIER, 1.0, 0.0))
         return {
             "sums": [outliers, *map(jnp.sum, (shape, loss, shape * tile.shape, shape * loss, loss * loss))],
             "psi": [jnp.sum(tile.t * tile.v * tile.weight * bump), jnp.sum(tile.s), jnp.sum(tile.s * tile.v)],
             "bump": [jnp.sum(square * bump * bump)],
             "along": moments.slope_tables(square * bump, tile, at),
-            "levered": moments.tables(square * tile.shape, tile, at),
         }
 
     found = moments.total(sums, at, image)
@@ -54,11 +54,7 @@ def residuals(free, image: likelihood.Image, n, inverse_products):
     score, s, sv = (total.astype(n.dtype) for total in found["psi"])
     # Rounding may leave a negative square where all are equal.
     spread = jnp.maximum(ww - w * w / n, 0.0) * jnp.maximum(ll - loss * loss / n, 0.0)
-    levered = moments.products(at, found["levered"])
-    leverage = sum(
-        value * inverse_products[i, j] * (1.0 if i == j else 2.0) for (i, j), value in levered.items()
-    ) - w / n * len(inverse_products)
-    taken = 0.5 * moments.spread(s, sv, n) * leverage
+    taken = 0.5 * moments.spread(s, sv, n) * (under - w / n * len(inverse_products))
     along = jnp.stack(moments.slopes(at, found["along"]))
     new = jnp.maximum(found["bump"][0].astype(n.dtype) - along @ inverse_products @ along, 0.0)
     return outliers / n, (wl - w * loss / n + taken) * jnp.sqrt(n / spread), score / jnp.sqrt(sv / n * new)

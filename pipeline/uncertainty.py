@@ -18,8 +18,9 @@ class Covariances(NamedTuple):
     """Four covariances (p, p) of the fitted parameters; NaN where one is undefined. ``hessian_matrix`` is H itself.
 
     ``bias`` (p,) is what to expect of the fitted parameters beyond the truth, see `_bias` and `scale_bias`.
-    ``inverse_products`` (q - 1, q - 1) is M^-1 of `covariances`, in the free vector. ``kernel_fwhm`` tells how far
-    noise is correlated, NaN = not asked. ``nll`` is the value there, without what the noise map adds to it;
+    ``inverse_products`` (q - 1, q - 1) is M^-1 of `covariances`, in the free vector; ``under`` the sum of the
+    leverages times the shape of the source, NaN for correlated noise. ``kernel_fwhm`` tells how far noise is
+    correlated, NaN = not asked. ``nll`` is the value there, without what the noise map adds to it;
     ``newton_step`` (p,) H^-1 times the gradient, what is left to the minimum, ``decrement`` half the gradient times
     that, and ``spread`` as in `moments.Step`.
     """
@@ -31,6 +32,7 @@ class Covariances(NamedTuple):
     bias: jax.Array
     hessian_matrix: jax.Array
     inverse_products: jax.Array
+    under: jax.Array
     kernel_fwhm: jax.Array
     nll: jax.Array
     newton_step: jax.Array
@@ -116,7 +118,7 @@ def _stretch(block, amp):
 
 
 def _independent(at: moments.Frame, image: likelihood.Image, here: Sums, inverse_products):
-    """M^-1 [sum (1 + k h_i) M_i M_i^T] M^-1 of `covariances`; (q - 1, q - 1)."""
+    """M^-1 [sum (1 + k h_i) M_i M_i^T] M^-1 of `covariances`, (q - 1, q - 1); and sum E h_i."""
     lever = _leverage(at, inverse_products)
 
     def of(tile):
@@ -124,11 +126,12 @@ def _independent(at: moments.Frame, image: likelihood.Image, here: Sums, inverse
         leverage = moments.grid(lever[0], tile) * tile.shape**2
         if at.level:
             leverage = leverage + moments.grid(lever[1], tile) * tile.shape + moments.grid(lever[2], tile)
-        return moments.tables(square * square * leverage, tile, at)
+        return moments.tables(square * square * leverage, tile, at), jnp.sum(square * leverage * tile.shape)
 
-    levered = dense(moments.products(at, moments.total(of, at, image)), len(here.products))
+    tables, under = moments.total(of, at, image)
+    levered = dense(moments.products(at, tables), len(here.products))
     middle = here.products + inflation(here.powers) * levered
-    return inverse_products @ middle @ inverse_products
+    return inverse_products @ middle @ inverse_products, under.astype(middle.dtype)
 
 
 def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, reach: int = 0) -> Covariances:
@@ -188,11 +191,13 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
     # l = scale * d nll / d scale = 1 - 2 s for a pixel, and scale^2 * d2 nll / d scale^2 = 4 (s - s^2) - l.
     variance = (1.0 - 4.0 * (q1 - q2)) / (6.0 * q1 - 4.0 * q2 - 1.0) ** 2
     if kernel is None:
-        block = _stretch(ratio * n / (n - p) * _independent(at, image, here, inverse_products), free[2])
+        block, under = _independent(at, image, here, inverse_products)
+        block = _stretch(ratio * n / (n - p) * block, free[2])
         variance, more, others = variance / (n - p), 1.0, (q - 1.0, q - 1.0)
         kernel_fwhm = jnp.asarray(jnp.nan, free.dtype)
     else:
         kernel = jnp.where(jnp.isnan(kernel), correlation.estimate(free, image, n), kernel)
+        under = jnp.asarray(jnp.nan, free.dtype)
         block, more, *others = correlation.covariance(free, image, n, kernel, reach, ratio, fit_scale)
         variance, kernel_fwhm = more * variance / n, correlation.kernel_fwhm(kernel)
     # From log sigma to sigma: the mean of exp(a) is exp(mean a + var a / 2).
@@ -209,6 +214,7 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
         bias=(expected * slope)[:p],
         hessian_matrix=hessian_matrix,
         inverse_products=inverse_products,
+        under=under,
         kernel_fwhm=kernel_fwhm,
         nll=here.nll,
         newton_step=rest,
