@@ -16,9 +16,9 @@ from pipeline.moments import LARGEST, _matmul
 ACCURACY = 5e-3  # of quantiles
 FILTER_WIDTH, FILTER_REACH = 0.8, 3  # binned pixels, from 2 x 2 up
 STRETCHES = (0.3, 0.5, 0.8, 1.25)  # of the strongest filter's width, tried as sigma
-BRIGHT_WIDTHS = (0.6, 0.9, 1.4, 2.4)  # pixel; tried at the brightest place
+BRIGHT_WIDTHS = (0.6, 0.9, 1.4, 2.2, 3.5)  # pixel; tried at the brightest place
 SAMPLES = 16  # pixels along each axis that candidates are judged by
-CLOSE = 2.0  # pixel; most sigma of candidates that are judged by pixels side by side
+CLOSE = 3.5  # pixel; most sigma of candidates that are judged by pixels side by side
 SLOPE = 2.2  # half-widths of Cauchy noise that a faint source has for each unit of the mean of the map
 WIDE = 0.3  # of the peak: a scale at which a first guess is near enough, and from which the continuation begins
 CORE = 8.0  # most that a peak may exceed the median of its 9 pixels: a Gaussian of sigma 0.5 px
@@ -266,6 +266,12 @@ def guess(image: Image, scale, centre, near):
     tables = [jnp.stack([jnp.stack(column) for column in zip(*place, strict=True)]) for place in places]
     # All candidates are judged at one scale, wide enough for the brightest: near enough is then good enough.
     h = weight / jnp.maximum(scale, WIDE * jnp.max(jnp.abs(jnp.concatenate([table[2] for table in tables]))))
+    # And by what is near: a candidate that explains some of a brighter source elsewhere would win by it.
+    across, along = (
+        jnp.exp(-0.5 * ((jnp.arange(length, dtype=dtype) - at) / near) ** 2)
+        for length, at in zip(data.shape, centre, strict=True)
+    )
+    h = h * (across[:, None] * along[None, :])
     gains = [_gains(residual, h, table) for table in tables]
     winner = jnp.concatenate(tables, axis=1)[:, jnp.argmax(jnp.concatenate(gains))]
     return jnp.concatenate([winner, jnp.zeros(2, dtype)]).astype(image.origin.dtype)
