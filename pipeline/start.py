@@ -1,10 +1,9 @@
 """First guess of the parameters of one image: several candidates, the best likelihood kept.
 
-Clipped residuals show bright sources, on which every robust weight vanishes; redescending ones show faint sources
-among outliers. Each of these two maps is filtered with Gaussians of several widths, and the strongest peak of either
-sign is a candidate. The peak of the 3 x 3 median is a third: it shows sources narrower than any filter, whose cores a
-robust fit would otherwise take for outliers in their own wings. Hot pixels move none of the three. Where the place of
-the source is known, the three are peaks near it.
+Residuals over the noise, t, as t / sqrt(1 + t^2), show faint sources among outliers, and bright ones too. This map is
+filtered with Gaussians of several widths, and the strongest peak of either sign is one place. Of two bright sources
+it may show the fainter, and it knows nothing narrower than two pixels; so the other place is the peak of a middle value
+of each 2 x 2 pixels. Hot pixels move neither. Where the place of the source is known, both are peaks near it.
 """
 
 import jax
@@ -17,8 +16,9 @@ from pipeline.moments import LARGEST, _matmul
 ACCURACY = 5e-3  # of quantiles
 FILTER_WIDTH, FILTER_REACH = 0.8, 3  # binned pixels, from 2 x 2 up
 STRETCHES = (0.3, 0.5, 0.8, 1.25)  # of the strongest filter's width, tried as sigma
-BRIGHT_WIDTHS = (0.6, 1.0, 1.7, 3.0)  # pixel; tried at the brightest place
-SAMPLES, WIDEST = 16, 2.0  # pixels along each axis that candidates are judged by, and their most sigma when side by side
+BRIGHT_WIDTHS = (0.6, 0.9, 1.4, 2.2, 3.5)  # pixel; tried at the brightest place
+SAMPLES = 16  # pixels along each axis that candidates are judged by
+CLOSE = 3.5  # pixel; most sigma of candidates that are judged by pixels side by side
 SLOPE = 2.2  # half-widths of Cauchy noise that a faint source has for each unit of the mean of the map
 WIDE = 0.3  # of the peak: a scale at which a first guess is near enough, and from which the continuation begins
 CORE = 8.0  # most that a peak may exceed the median of its 9 pixels: a Gaussian of sigma 0.5 px
@@ -164,12 +164,12 @@ def _strongest(image, used, centre, near):
 
 def _steady(image):
     """The smaller of the two middle values of each 2 x 2 pixels, as a magnitude; 0 where their signs differ."""
-    ny, nx = image.shape
+    nx = image.shape[1]
     # A product with ones and zeros is exact, and a tenth of the time of slices with a stride.
     pairs = _matmul(image, np.concatenate([np.eye(nx, dtype=np.float32)[:, i::2] for i in (0, 1)], axis=1))
     left, right = pairs[:, : nx // 2], pairs[:, nx // 2 :]
-    lows, highs = zip(*((jnp.minimum(a[0::2], a[1::2]), jnp.maximum(a[0::2], a[1::2])) for a in (left, right)), strict=True)
-    one, other = jnp.maximum(*lows), jnp.minimum(*highs)
+    one = jnp.maximum(jnp.minimum(left[0::2], left[1::2]), jnp.minimum(right[0::2], right[1::2]))
+    other = jnp.minimum(jnp.maximum(left[0::2], left[1::2]), jnp.maximum(right[0::2], right[1::2]))
     return jnp.maximum(jnp.minimum(one, other), 0.0) - jnp.minimum(jnp.maximum(one, other), 0.0)
 
 
@@ -202,7 +202,7 @@ def _gains(residual, h, table):
     """
     dtype = residual.dtype
     x, y, amp, sigma = table
-    apart = jnp.maximum(jnp.max(sigma) / WIDEST, 1.0)
+    apart = jnp.maximum(jnp.max(sigma) / CLOSE, 1.0)
     offsets = apart * (jnp.arange(SAMPLES, dtype=dtype) - 0.5 * (SAMPLES - 1))
     xs, ys = jnp.round(x[0] + offsets), jnp.round(y[0] + offsets)
     rows, columns = (
@@ -260,11 +260,18 @@ def guess(image: Image, scale, centre, near):
     places = [[(x, y, amp, width * stretch) for stretch in STRETCHES for amp in (middle, high, faint)]]
     row, column = _brightest(_peaks(_steady(residual), 2, centre, near))
     row, column, _, high = _peak(residual, 2 * row, 2 * column)
-    x, y = column.astype(dtype), row.astype(dtype)
+    up, right = _middle(jnp.sign(high) * residual, row, column)
+    x, y = column.astype(dtype) + right, row.astype(dtype) + up
     places.append([(x, y, high, jnp.asarray(sigma, dtype)) for sigma in BRIGHT_WIDTHS])
     tables = [jnp.stack([jnp.stack(column) for column in zip(*place, strict=True)]) for place in places]
     # All candidates are judged at one scale, wide enough for the brightest: near enough is then good enough.
     h = weight / jnp.maximum(scale, WIDE * jnp.max(jnp.abs(jnp.concatenate([table[2] for table in tables]))))
+    # And by what is near: a candidate that explains some of a brighter source elsewhere would win by it.
+    across, along = (
+        jnp.exp(-0.5 * ((jnp.arange(length, dtype=dtype) - at) / near) ** 2)
+        for length, at in zip(data.shape, centre, strict=True)
+    )
+    h = h * (across[:, None] * along[None, :])
     gains = [_gains(residual, h, table) for table in tables]
     winner = jnp.concatenate(tables, axis=1)[:, jnp.argmax(jnp.concatenate(gains))]
     return jnp.concatenate([winner, jnp.zeros(2, dtype)]).astype(image.origin.dtype)
