@@ -167,19 +167,27 @@ def read_origin(path: str | Path) -> dict[str, Any]:
 
 def read_part(path: str | Path) -> Part:
     """What a part holds; ``OSError`` where there is none, ``KeyError`` where it tells of no blocks."""
-    with _open(path) as file:
-        covariance = {name: file[f"covariance/{name}"][:] for name in COVARIANCES}
-        goes_along = "carried" in file
-    texts = read_rows(path, table="carried") if goes_along else {}
-    carried = {name: from_text(column) for name, column in texts.items()}
-    return Part(read_rows(path), covariance, carried, read_rows(path, table="blocks"))
+    with _open(path) as file:  # once: another job may replace it meanwhile
+        texts = _read(file["carried"]) if "carried" in file else {}
+        return Part(
+            _read(file["catalogue"]),
+            {name: file[f"covariance/{name}"][:] for name in COVARIANCES},
+            {name: from_text(column) for name, column in texts.items()},
+            _read(file["blocks"]),
+        )
 
 
 def digest_of(path: str | Path) -> str:
     """Digest of what a part, certificate or catalogue was made of; "" where it is none or not whole."""
     try:
         return read_origin(path).get("digest", "")
-    except (OSError, KeyError, ValueError):
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+        AttributeError,
+    ):  # whatever h5py and json meet in damaged files
         return ""
 
 
@@ -285,6 +293,9 @@ def merge(
                         if name == "catalogue" and truth is not None:
                             truth_rows[start:stop] = _truth_of(slab, truth, truth_rows.dtype)
                         done[name] = stop
+        if {name: len(output) for name, output in outputs.items()} != done:
+            msg = f"{path}: a part was replaced while it was merged; give the command again"
+            raise ValueError(msg)
         for name, text in provenance.items():
             if "/" in name:
                 msg = f"{path}: provenance name {name!r} holds a '/'"
@@ -322,9 +333,14 @@ def read_rows(
     digest : what the part must be made of, else a ValueError.
     """
     with _open(path, digest) as file:
-        dataset = file[table]
-        names = list(dataset.dtype.names if columns is None else columns)
-        rows = dataset.fields(names)[start:stop]
+        return _read(file[table], columns, start, stop)
+
+
+def _read(
+    dataset: h5py.Dataset, columns: Sequence[str] | None = None, start: int = 0, stop: int | None = None
+) -> dict[str, np.ndarray]:
+    names = list(dataset.dtype.names if columns is None else columns)
+    rows = dataset.fields(names)[start:stop]
     text = {name for name in names if rows.dtype[name].kind == "S"}
     return {k: np.array([_decode(v) for v in rows[k]], dtype=object) if k in text else rows[k] for k in names}
 

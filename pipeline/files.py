@@ -31,6 +31,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def keep(path: str | Path, name: str | Path) -> None:
+    """Give a file another name, in place of what has it, that stays when the first is removed; where links can be."""
+    name = Path(name)
+    name.parent.mkdir(parents=True, exist_ok=True)
+    temporary = name.with_name(f"{name.name}.{platform.node()}-{os.getpid()}.tmp")
+    try:
+        os.link(path, temporary)
+        temporary.replace(name)
+    except OSError:  # no hard links here
+        name.unlink(missing_ok=True)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def runs(process: int) -> bool:
     """Whether a process with this number runs on this machine."""
     try:

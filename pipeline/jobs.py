@@ -18,6 +18,7 @@ from pipeline.catalogue import Part, merge, read_origin, read_part, read_rows, w
 from pipeline.certificate import DONORS, NEEDED, certified, certify, choose, inject
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, HARMLESS, PARAMETERS, empty_rows, parameter_names
 from pipeline.detection import forget_others
+from pipeline.files import keep
 from pipeline.images import Block, corners_of, identities, list_files, near_middle, scan_file
 from pipeline.origin import (
     catalogue_digest,
@@ -29,7 +30,6 @@ from pipeline.origin import (
     read_list,
     read_run,
     rows_digest,
-    stack_digest,
     stack_origin,
     write_list,
 )
@@ -63,9 +63,6 @@ def simulate(
         What the run that goes on wants, see `origin.write_run`.
     """
     runtime.start_log(log)
-    # A job of an earlier run may have made them meanwhile; others may have read them since.
-    if stack_origin(stack) == stack_origin(truth) == stack_digest(simulated, start, stop):
-        return
     check = functools.partial(check_run, run, read_run(run))
     runtime.start_jax(threads=threads, gpu=0, cache=cache)
     from pipeline.simulate import write_stack  # here, because what imports jax must come after start_jax
@@ -146,10 +143,12 @@ def scan(
 def fit(
     part: str,
     *,
+    kept: str | Path,
     manifest: str,
     reading: Mapping[str, Any],
     fit: Mapping[str, Any],
     detections: str | Path,
+    run: str | Path,
     log: str,
     gpu: int,
     cache: str | Path,
@@ -161,15 +160,24 @@ def fit(
     part : path
         Written: the shard's part of the catalogue, rows in the order of the manifest, and what they come from (device,
         versions, digests of manifest and settings, and of the pixels, how many images took how many seconds). Of an
-        older one that is there, the rows of blocks that have not changed are used again.
+        older one the rows of blocks that have not changed are used again.
+    kept : path
+        The older part, and afterwards another name of this one, where the file system has such: Snakemake removes
+        outputs before a job begins, and when it fails.
     manifest : path
         The shard's blocks, by `scan`.
     reading, fit : dict
         As for `scan`, and the section ``fit`` of the config.
-    detections : path
+    detections, run : paths
         As for `scan`.
+
+    Raises
+    ------
+    ValueError
+        If a run with another config has begun meanwhile.
     """
     runtime.start_log(log)
+    wanted = {"config": read_run(run)["config"]}
     # One thread, however many there are: sums of large images are divided among threads, and their bits with them.
     device = runtime.start_jax(threads=1, gpu=gpu, cache=cache)
     from pipeline.fit import fit_rows  # here, because what imports jax must come after start_jax
@@ -183,10 +191,10 @@ def fit(
     digests = [block_digest(block, made_on) for block in blocks]
     # The number of the block that each image is of.
     block_of = np.repeat(np.arange(len(blocks)), [block.stop - block.start for block in blocks])
-    kept, again = _unchanged(part, digests, np.bincount(block_of, minlength=len(blocks)), parameters, reading["carry"])
-    rows, covariances, carried = [kept.rows], [kept.covariance], kept.carried
+    old, again = _unchanged(kept, digests, np.bincount(block_of, minlength=len(blocks)), parameters, reading["carry"])
+    rows, covariances, carried = [old.rows], [old.covariance], old.carried
     positions, fresh = [np.flatnonzero(again[block_of])], np.flatnonzero(~again[block_of])
-    units = kept.blocks["unit"].tolist()
+    units = old.blocks["unit"].tolist()
     pixels = [hashlib.blake2b(digest_size=16) for _ in blocks]
     tell = _progress(len(fresh), "images fitted")
     left = [block for block, unchanged in zip(blocks, again, strict=True) if not unchanged]
@@ -212,7 +220,7 @@ def fit(
     # Images of several sizes are fitted size by size; the catalogue has them in the order of the manifest.
     place = np.concatenate(positions)
     order = np.argsort(place)
-    pixels_of = np.where(again, kept.blocks["pixels"], [digest.hexdigest() for digest in pixels])
+    pixels_of = np.where(again, old.blocks["pixels"], [digest.hexdigest() for digest in pixels])
     origin = {
         "images": len(order),
         "fitted": len(order) - len(positions[0]),
@@ -223,6 +231,7 @@ def fit(
         "digest": part_digest(manifest_digest(listed), reading, fit),
         "pixels": hashlib.blake2b("".join(pixels_of).encode(), digest_size=16).hexdigest(),
     }
+    check_run(run, wanted)
     write_part(
         part,
         {column.name: np.concatenate([batch[column.name] for batch in rows])[order] for column in COLUMNS},
@@ -239,6 +248,7 @@ def fit(
             "unit": np.array(units, dtype=object),
         },
     )
+    keep(part, kept)
     runtime.LOG.info("%(fitted)d of %(images)d images fitted in %(seconds)g s, %(rejected)d rejected", origin)
 
 
@@ -253,6 +263,7 @@ def certificate(
     fit: Mapping[str, Any],
     sources: int,
     detections: str | Path,
+    run: str | Path,
     log: str,
     gpu: int,
     cache: str | Path,
@@ -271,20 +282,25 @@ def certificate(
         As for `fit`.
     sources : int
         To put in at most.
-    detections : path
+    detections, run : paths
         As for `fit`.
 
     Raises
     ------
     ValueError
-        If list or parts are of other images or settings than these.
+        If list, manifests or parts are of other images or settings than these, or a run has begun meanwhile.
     """
     runtime.start_log(log)
     device = runtime.start_jax(threads=1, gpu=gpu, cache=cache)
     from pipeline.fit import fit_rows  # here, because what imports jax must come after start_jax
 
     began = time.monotonic()
+    wanted = {"config": read_run(run)["config"]}
     digests = _digests(parts, shards, made_of, reading, fit)
+    listed = {Path(manifest).stem: manifest_digest(Path(manifest).read_bytes()) for manifest in manifests}
+    if listed != read_list(shards)[1]:
+        msg = f"{shards}: a job of an earlier run has written a manifest meanwhile; give the command again"
+        raise ValueError(msg)
     rows = _chosen(parts, digests, sources)
     beams = fit["correlation"] == "beam"
     images = batches.of_rows(rows, manifests, DONORS, {**reading, "folder": detections}, beams=beams)
@@ -301,6 +317,7 @@ def certificate(
         "device": device,
         "digest": certificate_digest(digests, sources),
     }
+    check_run(run, wanted)
     write_certificate(path, table, origin)
     runtime.LOG.info("%(sources)d sources put in and fitted in %(seconds)g s", origin)
     if not count:
@@ -384,7 +401,15 @@ def report(
     benchmarks = [(shard, origin["seconds"], origin["fitted"]) for shard, origin in origins.items()]
     images = {**reading, "folder": detections}
     seconds = sum(origin["seconds"] for origin in _origins(certificates).values())
-    write_report(catalogue, path, images=images, benchmarks=benchmarks, config=config, certificate_seconds=seconds)
+    write_report(
+        catalogue,
+        path,
+        images=images,
+        benchmarks=benchmarks,
+        config=config,
+        certificate_seconds=seconds,
+        digest=read_origin(catalogue)["digest"],
+    )
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from pipeline.files import replacing
 
 #: The keyword of simulated images and their truth.
 KEYWORD = "DIGEST"
-#: Bytes in which their first header ends.
-HEADER_BYTES = 2880
+#: Bytes at the beginning of these, and of a report, that hold it.
+HEAD_BYTES = 2880
 
 
 # ---- digests --------------------------------------------------------------------------------------------------------
@@ -82,14 +82,16 @@ def write_run(path: str | Path, config: Mapping[str, Any], listing: str) -> None
 def read_run(path: str | Path) -> dict[str, str]:
     """What `write_run` wrote; empty texts where it did not."""
     try:
-        return json.loads(Path(path).read_text())
-    except (FileNotFoundError, ValueError):
+        found = json.loads(Path(path).read_text())
+        return {"config": found["config"], "listing": found["listing"]}
+    except (OSError, ValueError, KeyError, TypeError):
         return {"config": "", "listing": ""}
 
 
 def check_run(path: str | Path, begun: Mapping[str, str]) -> None:
-    """Before a job writes what later ones cannot tell from their own: a ``ValueError`` if another run has begun."""
-    if read_run(path) != begun:
+    """Before a job writes: a ``ValueError`` if a run has begun meanwhile that wants something else than this says."""
+    now = read_run(path)
+    if any(now[key] != value for key, value in begun.items()):
         msg = f"{path}: another run has begun on these results meanwhile, of other images or settings; nothing written"
         raise ValueError(msg)
 
@@ -111,9 +113,18 @@ def read_list(path: str | Path) -> tuple[str, dict[str, str]]:
 
 def stack_origin(path: str | Path) -> str:
     """Digest of simulated images, or of their truth, from the header; "" where it has none or there is no file."""
+    return _find(path, rf"{KEYWORD:8}= '(\w+)")
+
+
+def report_origin(path: str | Path) -> str:
+    """Digest of the catalogue that a report shows; "" where it has none or there is no file."""
+    return _find(path, r'<meta name="digest" content="(\w+)">')
+
+
+def _find(path: str | Path, pattern: str) -> str:
     try:
         with open(path, "rb") as file:
-            found = re.search(rf"{KEYWORD:8}= '(\w+)".encode(), file.read(HEADER_BYTES))
-    except FileNotFoundError:
+            found = re.search(pattern.encode(), file.read(HEAD_BYTES))
+    except OSError:
         return ""
     return found[1].decode() if found else ""

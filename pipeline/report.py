@@ -114,6 +114,7 @@ def write_report(
     benchmarks: Sequence[tuple[str, float, int]],
     config: Mapping[str, Any],
     certificate_seconds: float = 0.0,
+    digest: str = "",
 ) -> None:
     """Write the report of a run.
 
@@ -132,6 +133,8 @@ def write_report(
         The whole config; its section ``fit`` is shown at the top.
     certificate_seconds : float
         Wall time of the certificate.
+    digest : str
+        Of what the catalogue was made of, see `pipeline.origin`.
     """
     summary = read_summary(catalogue_path)
     sample = _sample(catalogue_path, summary)
@@ -148,6 +151,7 @@ def write_report(
     page.filters.update(count=_count, number=_number, unit=_unit)
     certificate = read_rows(catalogue_path, table="certificate") if summary.has_certificate else {}
     text = page.get_template("report.html.j2").render(
+        digest=digest,
         summary=summary,
         tally=tally,
         settings=dict(config.get("fit", {})),

@@ -10,6 +10,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import MaskedColumn, Table
 
+import pipeline.catalogue
 import pipeline.fit
 import pipeline.simulate
 from pipeline import batches, jobs, runtime
@@ -63,10 +64,11 @@ def scanned(folder: Path, files: list[str], shard_size: int = 1000, simulated=Fa
 def fitted(folder: Path, manifest: Path, *, fit=FIT, again=False, **reading) -> dict[str, np.ndarray]:
     """Rows of the part that a manifest gives; again: with the part that is there."""
     if not again:
-        (folder / "part.h5").unlink(missing_ok=True)
+        (folder / "kept" / "part.h5").unlink(missing_ok=True)
+    (folder / "part.h5").unlink(missing_ok=True)  # as Snakemake does
     jobs.fit(
-        folder / "part.h5", manifest=manifest, reading=READING | reading, fit=fit,
-        detections=folder / "detections", log="", gpu=0, cache="",
+        folder / "part.h5", kept=folder / "kept" / "part.h5", manifest=manifest, reading=READING | reading, fit=fit,
+        detections=folder / "detections", run=folder / "run.json", log="", gpu=0, cache="",
     )  # fmt: skip
     return read_rows(folder / "part.h5")
 
@@ -145,6 +147,62 @@ def afresh(folder: Path, manifest: Path, **reading) -> dict[str, object]:
     return content(folder / "afresh" / "part.h5")
 
 
+def test_a_fit_that_fails_leaves_the_older_part(shard, tmp_path, monkeypatch):
+    before = (tmp_path / "kept" / "part.h5").read_bytes()
+    add(tmp_path)
+    (manifest,) = scanned(tmp_path, [str(tmp_path / "*.fits")], **CARRYING)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.fit, "fit_rows", None)
+        with pytest.raises(TypeError):
+            fitted(tmp_path, manifest, again=True, **CARRYING)
+    assert (tmp_path / "kept" / "part.h5").read_bytes() == before
+    fitted(tmp_path, manifest, again=True, **CARRYING)
+    assert read_origin(tmp_path / "part.h5")["fitted"] == 4
+
+
+def test_without_links_all_is_fitted_again(shard, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError("no links")))
+    fitted(tmp_path, shard, **CARRYING)
+    assert not list((tmp_path / "kept").iterdir())
+    fitted(tmp_path, shard, again=True, **CARRYING)
+    assert read_origin(tmp_path / "part.h5")["fitted"] == 7
+
+
+def test_an_older_part_that_is_replaced_while_it_is_read_is_read_as_one(shard, tmp_path, monkeypatch):
+    """By a job that outlived its run."""
+    kept = tmp_path / "kept" / "part.h5"
+    wanted = read_part(kept)
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["catalogue"] = 1
+    read = pipeline.catalogue._read
+    monkeypatch.setattr(
+        pipeline.catalogue,
+        "_read",
+        lambda *of: (shutil.copy(tmp_path / "other.h5", tmp_path / "x"), (tmp_path / "x").replace(kept), read(*of))[-1],
+    )
+    np.testing.assert_equal(read_part(kept)._asdict(), wanted._asdict())
+
+
+def test_a_fit_of_another_config_that_outlives_its_run_writes_nothing(shard, tmp_path, monkeypatch):
+    write_run(tmp_path / "run.json", {}, "as it was")
+
+    def while_another_run_begins(*of, **settings):
+        write_run(tmp_path / "run.json", {"another": "config"}, "as it was")
+        return mean_as_fit(*of, **settings)
+
+    def while_the_same_begins(*of, **settings):
+        write_run(tmp_path / "run.json", {}, "as it is")
+        return mean_as_fit(*of, **settings)
+
+    monkeypatch.setattr(pipeline.fit, "fit_rows", while_another_run_begins)
+    with pytest.raises(ValueError, match="begun"):
+        fitted(tmp_path, shard, **CARRYING)
+    assert not (tmp_path / "part.h5").exists()
+    write_run(tmp_path / "run.json", {}, "as it was")
+    monkeypatch.setattr(pipeline.fit, "fit_rows", while_the_same_begins)
+    assert len(fitted(tmp_path, shard, **CARRYING)["amp"]) == 7
+
+
 def test_what_has_not_changed_is_not_fitted_again(shard, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline.fit, "fit_rows", None)
     fitted(tmp_path, shard, again=True, **CARRYING)
@@ -193,7 +251,7 @@ def test_what_was_made_otherwise_is_fitted_again(shard, tmp_path, monkeypatch, c
 
 @pytest.mark.parametrize("damage", ["half of it", "of no blocks"])
 def test_an_older_part_that_is_none_is_not_used(shard, tmp_path, damage):
-    old = tmp_path / "part.h5"
+    old = tmp_path / "kept" / "part.h5"
     if damage == "half of it":
         old.write_bytes(old.read_bytes()[:2000])
     else:
@@ -793,7 +851,8 @@ def certified(folder: Path, manifests: list[Path], sources: int = 100, fit=FIT, 
     )
     jobs.certificate(
         folder / "certificate.h5", parts=parts, manifests=manifests, shards=folder / "shards.txt", made_of="as wanted",
-        reading=READING | reading, fit=fit, sources=sources, detections=folder / "detections", log="", gpu=0, cache="",
+        reading=READING | reading, fit=fit, sources=sources,
+        detections=folder / "detections", run=folder / "run.json", log="", gpu=0, cache="",
     )  # fmt: skip
     return read_rows(folder / "certificate.h5", table="certificate")
 

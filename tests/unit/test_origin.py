@@ -91,8 +91,9 @@ def test_a_run_is_known_until_the_next(tmp_path):
         for earlier in begun[:-1]:
             with pytest.raises(ValueError, match="another run has begun"):
                 origin.check_run(run, earlier)
-    run.write_text("{")
-    assert origin.read_run(run)["config"] == ""
+    for text in ("{", "[]", '{"config": "x"}', "7"):
+        run.write_text(text)
+        assert origin.read_run(run) == {"config": "", "listing": ""}
 
 
 @pytest.mark.parametrize(
@@ -101,4 +102,4 @@ def test_a_run_is_known_until_the_next(tmp_path):
 def test_what_was_not_simulated_has_no_digest(tmp_path: Path, content):
     if content is not None:
         (tmp_path / "a.fits").write_bytes(content)
-    assert origin.stack_origin(tmp_path / "a.fits") == ""
+    assert origin.stack_origin(tmp_path / "a.fits") == origin.report_origin(tmp_path / "a.fits") == ""

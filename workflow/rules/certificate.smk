@@ -20,6 +20,7 @@ rule certificate:
         reading=READING,
         fit=config["fit"],
         sources=config["certificate"]["sources"],
+        run=RUN,
     message:
         "Putting sources into the residuals to see how often the errors hold"
     script:

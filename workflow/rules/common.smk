@@ -44,6 +44,7 @@ RUN = RESULTS / "run.json"
 SHARDS = RESULTS / "shards.txt"
 MANIFEST = RESULTS / "shards" / "{shard}.csv"
 PART = RESULTS / "parts" / "{shard}.h5"
+KEPT = str(RESULTS / "kept" / "{shard}.h5")
 CERTIFICATE = RESULTS / "certificate.h5"
 CATALOGUE = RESULTS / "catalogue.h5"
 REPORT = RESULTS / "report.html"
@@ -87,21 +88,30 @@ def stop_image(wildcards):
 
 
 @functools.cache
+def found_images():
+    """The user's images, by name, and what is none."""
+    # Here, because parsing a Snakefile should not import astropy.
+    from pipeline import images
+
+    return images.list_files(FILES)
+
+
+@functools.cache
 def images_as_they_were():
     """Digest of the names, sizes and times of the user's images, masks, maps and tables when this run began."""
     if SIMULATED:
         return ""
     if not workflow.is_main_process:
         return origin.read_run(RUN)["listing"]
-    # Here, because parsing a Snakefile should not import astropy.
     from pipeline import images, shards
 
-    found, _ = images.list_files(FILES)
+    found, rejected = found_images()
     companions = [
         other for file in found for other in images.companions(file, **READING)
     ]
     tables = [os.path.expanduser(path) for path in POSITIONS]
-    return shards.listing_digest(found + companions + tables)
+    reasons = [f"{row.file}: {row.reason}" for row in rejected]
+    return shards.listing_digest(found + companions + tables + reasons)
 
 
 def wanted_list():
@@ -138,6 +148,8 @@ def check_config_of_run():
 
 
 check_config_of_run()
+if workflow.is_main_process and workflow.execution_settings.no_hooks:
+    sys.exit("--no-hooks: the run could not tell its jobs what it wants")
 
 
 def want(digest, path, digest_of):
@@ -153,14 +165,19 @@ def scanned_stacks(wildcards):
         digest = origin.stack_digest(SIMULATION, first, stop)
         want(digest, stack, origin.stack_origin)
         want(digest, truth, origin.stack_origin)
-    digest, names = origin.read_list(SHARDS)
-    manifests = [str(MANIFEST).format(shard=shard) for shard in names]
-    if workflow.is_main_process and not (
-        digest == wanted_list() and all(map(os.path.exists, manifests))
-    ):
-        # Also if there is none: a list alone that is lost is nothing to Snakemake.
-        workflow.dag.forcefiles.add(str(SHARDS))
+    if workflow.is_main_process:
+        digest, manifests = origin.read_list(SHARDS)
+        there = {shard: manifest_digest(shard) for shard in manifests}
+        if digest != wanted_list() or there != manifests:
+            # Also if there is none: a list alone that is lost is nothing to Snakemake.
+            workflow.dag.forcefiles.add(str(SHARDS))
     return STACKS
+
+
+def manifest_digest(shard):
+    """Digest of the manifest of a shard, "" if it is lost."""
+    manifest = Path(str(MANIFEST).format(shard=shard))
+    return origin.manifest_digest(manifest.read_bytes()) if manifest.exists() else ""
 
 
 def growing(amount):
@@ -174,14 +191,9 @@ def simulate_mb(wildcards, attempt):
 
 
 def scan_mb(wildcards, attempt):
-    largest = 0
-    if "detect" in CUTOUTS:
-        from pipeline import images
-
-        found, _ = images.list_files(FILES)
-        sizes = (os.stat(file).st_size for file in found if os.path.exists(file))
-        largest = max(sizes, default=0)
-    return attempt * resources.scan_mb(largest)
+    found, _ = found_images() if "detect" in CUTOUTS else ([], None)
+    sizes = (os.stat(file).st_size for file in found if os.path.exists(file))
+    return attempt * resources.scan_mb(max(sizes, default=0))
 
 
 def of_shard(amount):
@@ -227,7 +239,9 @@ def listed_shards(changed_ns):
         want(digest, str(PART).format(shard=shard), digest_of)
     sources = config["certificate"]["sources"]
     want(origin.certificate_digest(digests, sources), CERTIFICATE, digest_of)
-    want(origin.catalogue_digest(digests, config), CATALOGUE, digest_of)
+    made = origin.catalogue_digest(digests, config)
+    want(made, CATALOGUE, digest_of)
+    want(made, REPORT, origin.report_origin)
     return list(manifests)
 
 

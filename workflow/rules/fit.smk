@@ -3,8 +3,7 @@ rule fit:
         # What a part was made of decides, not when: the manifest of one that is up to date may be newer.
         manifest=ancient(MANIFEST),
     output:
-        # The rows of images that have not changed are taken from the part that is there.
-        update(PART),
+        PART,
     log:
         LOGS / "fit" / "{shard}.log",
     benchmark:
@@ -18,6 +17,8 @@ rule fit:
     params:
         reading=READING,
         fit=config["fit"],
+        kept=KEPT,
+        run=RUN,
     message:
         "Fitting the images of shard {wildcards.shard}"
     script:

@@ -15,6 +15,7 @@ jobs.certificate(
     fit=snakemake.params.fit,
     sources=snakemake.params.sources,
     detections=Path(snakemake.config["results"], "detections"),
+    run=snakemake.params.run,
     log=snakemake.log[0],
     gpu=snakemake.resources.get("gpu", 0),
     cache=Path(snakemake.config["results"], "cache"),

@@ -7,10 +7,12 @@ from pipeline import jobs
 
 jobs.fit(
     snakemake.output[0],
+    kept=snakemake.params.kept,
     manifest=snakemake.input.manifest,
     reading=snakemake.params.reading,
     fit=snakemake.params.fit,
     detections=Path(snakemake.config["results"], "detections"),
+    run=snakemake.params.run,
     log=snakemake.log[0],
     gpu=snakemake.resources.get("gpu", 0),
     cache=Path(snakemake.config["results"], "cache"),
