@@ -330,16 +330,12 @@ def _batches(function, stacks, count, batch: int):
         lambda leaf: jnp.zeros((length, *leaf.shape[1:]), leaf.dtype), jax.eval_shape(lambda: of_batch(part(0)))
     )
 
-    def put(i, carry):
-        images, results = carry
-        results = jax.tree.map(
-            lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, i * batch, 0), results, of_batch(images)
+    def put(i, results):
+        return jax.tree.map(
+            lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, i * batch, 0), results, of_batch(part(i))
         )
-        return part(i + 1), results
 
-    # The next batch is carried: read from the stack where they are used, its pixels would be taken one by one instead
-    # of as vectors, at twice the time.
-    return jax.lax.fori_loop(0, (count + batch - 1) // batch, put, (part(0), empty))[1]
+    return jax.lax.fori_loop(0, (count + batch - 1) // batch, put, empty)
 
 
 @functools.cache
