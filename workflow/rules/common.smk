@@ -148,8 +148,6 @@ def check_config_of_run():
 
 
 check_config_of_run()
-if workflow.is_main_process and workflow.execution_settings.no_hooks:
-    sys.exit("--no-hooks: the run could not tell its jobs what it wants")
 
 
 def want(digest, path, digest_of):
@@ -160,6 +158,10 @@ def want(digest, path, digest_of):
 
 def scanned_stacks(wildcards):
     """The simulated stacks; those of other images are made again, and a list of shards of anything else."""
+    if workflow.is_main_process and getattr(
+        workflow.execution_settings, "no_hooks", False
+    ):
+        raise WorkflowError("--no-hooks: the run could not tell its jobs what it wants")
     for first, stack, truth in zip(FIRST_IMAGES, STACKS, TRUTHS, strict=True):
         stop = min(first + config["shard_size"], config["simulated"]["count"])
         digest = origin.stack_digest(SIMULATION, first, stop)
