@@ -8,6 +8,7 @@ decoded by fitsio, and by astropy where fitsio cannot. File names never reach fi
 ``ny * nx`` pixels. Rows of a table column count the same way: row, then plane within the row.
 """
 
+import functools
 import glob
 import io
 import itertools
@@ -15,7 +16,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -123,8 +124,10 @@ _Which = range | _Cuts
 # ---- which files
 
 
-def list_files(files: list[str]) -> tuple[list[str], list[Rejected]]:
+def list_files(files: list[str], own: Sequence[str] = ()) -> tuple[list[str], list[Rejected]]:
     """Expand paths, globs (``**`` recursive) and folders (searched recursively for FITS suffixes).
+
+    own : folders that the pipeline writes images to; only what names them, or something in them, finds what is there.
 
     Returns
     -------
@@ -135,16 +138,17 @@ def list_files(files: list[str]) -> tuple[list[str], list[Rejected]]:
     """
     found: set[str] = set()
     rejected = []
+    closed = {os.path.realpath(folder) for folder in own}
     for entry in files:
         named = os.path.expanduser(entry)
         # A file called `a[1].fits` is that file, not a pattern.
-        matches = [named] if os.path.lexists(named) else glob.glob(named, recursive=True)
+        matches = [named] if os.path.lexists(named) else _by_pattern(named, closed)
         if not matches:
             rejected.append(
                 _whole(named, "no file matches this" if glob.has_magic(named) else "no such file or folder")
             )
         for match in matches:
-            inside, refused = _search(match) if os.path.isdir(match) else ([match], [])
+            inside, refused = _search(match, closed) if os.path.isdir(match) else ([match], [])
             found.update(inside)
             rejected += refused
             if match == named and not inside and not refused:
@@ -154,7 +158,17 @@ def list_files(files: list[str]) -> tuple[list[str], list[Rejected]]:
     return sorted(found), sorted(set(rejected))
 
 
-def _search(folder: str) -> tuple[list[str], list[Rejected]]:
+def _by_pattern(pattern: str, closed: Set[str]) -> list[str]:
+    """What a pattern matches, but nothing in a closed folder that it does not name."""
+    named = os.path.realpath(re.split(r"[*?[]", pattern, maxsplit=1)[0])
+    hidden = [folder for folder in closed if not named.startswith(folder)]
+    real = functools.cache(os.path.realpath)  # of folders, of which there are few
+    found = [(path, os.path.split(path)) for path in glob.glob(pattern, recursive=True)]
+    placed = ((path, os.path.join(real(folder), name, "")) for path, (folder, name) in found)
+    return [path for path, place in placed if not any(place.startswith(os.path.join(one, "")) for one in hidden)]
+
+
+def _search(folder: str, closed: Set[str]) -> tuple[list[str], list[Rejected]]:
     found: list[str] = []
     rejected: list[Rejected] = []
     seen = set()
@@ -168,6 +182,7 @@ def _search(folder: str) -> tuple[list[str], list[Rejected]]:
             folders.clear()
             continue
         seen.add(real)
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(path, name)) not in closed]
         found += [os.path.join(path, name) for name in names if _SUFFIXES.search(name)]
     return found, rejected
 

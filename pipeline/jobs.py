@@ -78,6 +78,7 @@ def scan(
     reading: Mapping[str, Any],
     shard_size: int,
     simulated: bool,
+    own: Sequence[str],
     run: str | Path,
     detections: str | Path,
     log: str,
@@ -98,6 +99,8 @@ def scan(
         Images a shard, about.
     simulated : bool
         Whether the files are made in the same run, so that nobody knew them when it began.
+    own : sequence of str
+        Folders with images that the pipeline writes, which are none of the user's.
     run : path
         As for `simulate`.
     detections : path
@@ -112,7 +115,7 @@ def scan(
     runtime.start_log(log)
     wanted = read_run(run)
     listing = listing_digest(files) if simulated else wanted["listing"]
-    found, rejected = list_files(files)
+    found, rejected = list_files(files, own)
     blocks: list[Block] = []
     look: Callable = functools.partial(scan_file, **reading)
     if reading["cutouts"] is not None:

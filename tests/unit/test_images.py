@@ -358,6 +358,27 @@ def test_listing_twice_changes_nothing(entries):
         assert list_files([f"{folder}/{entry}" for entry in reversed(entries)])[0] == once
 
 
+@pytest.mark.parametrize(
+    ("entry", "wanted"),
+    [
+        (".", ["./a.fits", "./own2/c.fits"]),
+        ("**/*.fits", ["a.fits", "own2/c.fits"]),
+        ("*", ["a.fits", "own2/c.fits"]),
+        ("own", ["own/b.fits", "own/in/d.fits"]),
+        ("own/*.fits", ["own/b.fits"]),
+        ("own/**/*.fits", ["own/b.fits", "own/in/d.fits"]),
+        ("own/b.fits", ["own/b.fits"]),
+    ],
+)
+def test_our_own_images_are_found_only_by_name(tmp_path, monkeypatch, entry, wanted):
+    for name in ("a.fits", "own/b.fits", "own2/c.fits", "own/in/d.fits"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert list_files([entry], ["own"]) == (wanted, [])
+    assert len(list_files(["."])[0]) == 4
+
+
 # ---- which HDUs
 
 

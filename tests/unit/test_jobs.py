@@ -55,7 +55,7 @@ def scanned(folder: Path, files: list[str], shard_size: int = 1000, simulated=Fa
     """Manifests of the shards of some files."""
     jobs.scan(
         folder / "shards.txt", folder / "shards", files=files, reading=READING | reading, shard_size=shard_size,
-        simulated=simulated, run=folder / "run.json", detections=folder / "detections", log="",
+        simulated=simulated, own=[], run=folder / "run.json", detections=folder / "detections", log="",
     )  # fmt: skip
     _, names = read_list(folder / "shards.txt")
     return [folder / "shards" / f"{name}.csv" for name in names]

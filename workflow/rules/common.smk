@@ -48,6 +48,8 @@ KEPT = str(RESULTS / "kept" / "{shard}.h5")
 CERTIFICATE = RESULTS / "certificate.h5"
 CATALOGUE = RESULTS / "catalogue.h5"
 REPORT = RESULTS / "report.html"
+# Images of ours, which are not found in a folder of the user's that results lie in.
+OWN = [str(RESULTS / name) for name in ("simulated", "detections")]
 LOGS = RESULTS / "logs"
 BENCHMARKS = RESULTS / "benchmarks"
 
@@ -93,7 +95,7 @@ def found_images():
     # Here, because parsing a Snakefile should not import astropy.
     from pipeline import images
 
-    return images.list_files(FILES)
+    return images.list_files(FILES, OWN)
 
 
 @functools.cache

@@ -19,6 +19,7 @@ checkpoint scan:
         reading=READING,
         shard_size=config["shard_size"],
         simulated=SIMULATED,
+        own=OWN,
         run=RUN,
     message:
         "Listing the images and dividing them into shards"

@@ -12,6 +12,7 @@ jobs.scan(
     reading=snakemake.params.reading,
     shard_size=snakemake.params.shard_size,
     simulated=snakemake.params.simulated,
+    own=snakemake.params.own,
     run=snakemake.params.run,
     detections=Path(snakemake.config["results"], "detections"),
     log=snakemake.log[0],
