@@ -4,6 +4,7 @@ import functools
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import yaml
@@ -141,15 +142,20 @@ onstart:
 
 def check_config_of_run():
     """A job stops that waited until its config was changed, or another run had begun: what it makes nobody wants."""
-    begun = origin.read_run(RUN)["config"]
-    if not workflow.is_main_process and begun != origin.config_digest(config):
-        sys.exit(
-            "since this job was submitted its config was changed, or another run has begun on these results; "
-            "give the command again"
-        )
+    own = origin.config_digest(config)
+    # Shared file systems show for up to half a minute what a folder held before.
+    for seconds in (0, 2, 8, 20):
+        time.sleep(seconds)
+        if origin.read_run(RUN)["config"] == own:
+            return
+    sys.exit(
+        "since this job was submitted its config was changed, or another run has begun on these results; "
+        "give the command again"
+    )
 
 
-check_config_of_run()
+if not workflow.is_main_process:
+    check_config_of_run()
 
 
 def want(digest, path, digest_of):
