@@ -7,6 +7,7 @@ origin       what each output was made of, and what the run wants
 carry        what goes along from headers and tables into the catalogue
 hdus         what a FITS file holds
 images       FITS <-> arrays, masks, uncertainty maps
+listing      which files there are, and whether they are what they were
 detection    sources found in larger images, and what of a stamp belongs to others
 shards       which job fits which images
 resources    memory and time that a job asks for
@@ -26,6 +27,7 @@ sky          pixel <-> sky, beam
 cutouts      sources in larger images, by a table or by detection
 certificate  sources put into the residuals of a run and fitted again
 catalogue    parts and catalogue in HDF5
+reuse        rows of images that have not changed
 report       the page that says what a run found
 runtime      log, threads, device, compile cache of a job
 batches      the images of shards as stacks, a batch at a time

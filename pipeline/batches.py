@@ -15,6 +15,7 @@ from astropy.wcs import WCS
 
 from pipeline import runtime
 from pipeline.carry import Value
+from pipeline.columns import BIT, PARAMETERS
 from pipeline.detection import read_images
 from pipeline.images import (
     Block,
@@ -117,7 +118,7 @@ def _read(
     try:
         yield start, read_images(block, start, stop, **reading), read_carried(block, start, stop, **reading)
     except (ValueError, OSError) as error:
-        planes, _sources = identities(block, start, stop)
+        planes, _ = identities(block, start, stop)
         if planes[0] == planes[-1]:
             rejected += _rejected(block, start, stop, str(error))
             return
@@ -148,6 +149,51 @@ def beam_kernels(pieces: Sequence[Piece]) -> np.ndarray:
     if unknown := np.count_nonzero(np.isnan(kernels[:, 0])):
         runtime.LOG.warning("%d of %d images: no beam in pixels; noise_fwhm is estimated", unknown, len(kernels))
     return kernels
+
+
+def complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[Piece]) -> None:
+    """Fill in the columns that come from the file and its header: identity, sky and beam; and their flags.
+
+    rows: columns (n,), changed in place; cov: (n, p, p), the covariance behind the errors.
+    """
+    from pipeline.sky import sky_columns, unresolved
+
+    counts = [len(piece.stack.data) for piece in pieces]
+    for (block, start, *_, sky), stop, count in zip(pieces, np.cumsum(counts), counts, strict=True):
+        here = slice(stop - count, stop)
+        planes, sources = identities(block, start, start + count)
+        rows["file"][here], rows["hdu"][here] = block.file, block.hdu
+        rows["plane"][here], rows["source"][here] = planes, sources
+        rows["image_id"][here] = image_ids(block.file, block.hdu, planes, sources)
+        if block.stamps is not None:
+            _move_to_parent(rows, here, block, start)
+        rows["flags"][here] |= 0 if sky.usable else BIT["NO_SKY"]
+    headers = [
+        (piece.sky.wcs, piece.sky.beam, count)
+        for piece, count in zip(pieces, counts, strict=True)
+        if piece.sky.wcs is not None
+    ]
+    if headers:
+        known = np.repeat([piece.sky.wcs is not None for piece in pieces], counts)
+        params = np.stack([rows[name][known] for name in PARAMETERS[:6]], axis=1)
+        for name, values in sky_columns(headers, params, cov[known, :6, :6]).items():
+            rows[name][known] = values
+    rows["flags"] |= np.where(unresolved(rows), BIT["UNRESOLVED"], 0)
+
+
+def _move_to_parent(rows: dict[str, np.ndarray], here: slice, block: Block, start: int) -> None:
+    """Count positions in stamps, the first of them image ``start``, from the first pixel of their planes.
+
+    The edge of a plane is an edge as that of a stamp is.
+    """
+    corners = corners_of(block, start, start + here.stop - here.start).T
+    edge = np.full(corners.shape[1], np.inf)
+    for axis, corner, length in zip("xy", corners, (block.nx, block.ny), strict=True):
+        for name in (f"{axis}0", f"{axis}0_start"):
+            rows[name][here] += corner
+        centre = rows[f"{axis}0"][here]
+        edge = np.minimum(edge, np.minimum(centre + 0.5, length - 0.5 - centre))
+    rows["flags"][here] |= np.where(edge < rows["sigma_major"][here], BIT["NEAR_EDGE"], 0)
 
 
 def of_rows(

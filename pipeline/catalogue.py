@@ -181,13 +181,8 @@ def digest_of(path: str | Path) -> str:
     """Digest of what a part, certificate or catalogue was made of; "" where it is none or not whole."""
     try:
         return read_origin(path).get("digest", "")
-    except (
-        OSError,
-        KeyError,
-        ValueError,
-        RuntimeError,
-        AttributeError,
-    ):  # whatever h5py and json meet in damaged files
+    except (OSError, KeyError, ValueError, RuntimeError, AttributeError):
+        # Whatever h5py and json meet in damaged files.
         return ""
 
 

@@ -255,8 +255,9 @@ def _kept(
 
 
 def _scale_kept(weight: np.ndarray, field_weight: np.ndarray, donor: np.ndarray) -> np.ndarray:
-    """The same of the scale, (n,): 1 - sum n^2 / N / sum n, n of N pixels from each image. What is lost is the mean of
-    chi. Arguments as those of `_kept`.
+    """The same of the scale, (n,): 1 - sum n^2 / N / sum n, n of N pixels from each image; arguments as of `_kept`.
+
+    What is lost is the mean of chi.
     """
     images = np.arange(len(weight))[:, None, None, None]
     taken = np.count_nonzero((donor == images) & (field_weight > 0), axis=(2, 3))

@@ -178,7 +178,7 @@ def _contradictions(config: dict[str, Any]) -> Iterator[str]:
     corner = max(abs(v) for v in ranges["diff"]) ** 2 + max(abs(v) for v in ranges["rho"]) ** 2 / 4
     if corner >= 1:
         yield f"simulated.parameters.rho, diff: got diff^2 + rho^2/4 up to {corner:g}, wanted it below 1"
-    for name in {column.name for column in COLUMNS}.intersection(config["images"]["carry"]):
+    for name in sorted({column.name for column in COLUMNS}.intersection(config["images"]["carry"])):
         yield f"images.carry: got '{name}', which is a column of the catalogue already, wanted other names"
     if config["source"] == "images" and not config["images"]["files"]:
         yield "images.files: got an empty list, wanted paths, globs or folders (source is images)"

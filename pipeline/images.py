@@ -8,7 +8,6 @@ decoded by fitsio, and by astropy where fitsio cannot. File names never reach fi
 ``ny * nx`` pixels. Rows of a table column count the same way: row, then plane within the row.
 """
 
-import functools
 import glob
 import io
 import itertools
@@ -16,7 +15,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -40,7 +39,7 @@ NEAR = 2.0
 #: Pixels that neighbours leave to a stamp, at least: twice as many as a fit with a constant background needs.
 LEAST = 32
 
-_SUFFIXES = re.compile(r"\.(fits|fit|fts)(\.(gz|bz2|fz))?$", re.IGNORECASE)
+SUFFIXES = re.compile(r"\.(fits|fit|fts)(\.(gz|bz2|fz))?$", re.IGNORECASE)
 
 
 class Block(NamedTuple):
@@ -121,70 +120,7 @@ class _Cuts(NamedTuple):
 _Which = range | _Cuts
 
 
-# ---- which files
-
-
-def list_files(files: list[str], own: Sequence[str] = ()) -> tuple[list[str], list[Rejected]]:
-    """Expand paths, globs (``**`` recursive) and folders (searched recursively for FITS suffixes).
-
-    own : folders that the pipeline writes images to; only what names them, or something in them, finds what is there.
-
-    Returns
-    -------
-    files : list of str
-        Sorted, each once. What the user named is there whatever its suffix; whether it can be read is for `scan_file`.
-    rejected : list of Rejected
-        Entries that match nothing, folders without FITS files or that cannot be entered.
-    """
-    found: set[str] = set()
-    rejected = []
-    closed = {os.path.realpath(folder) for folder in own}
-    for entry in files:
-        named = os.path.expanduser(entry)
-        # A file called `a[1].fits` is that file, not a pattern.
-        matches = [named] if os.path.lexists(named) else _by_pattern(named, closed)
-        if not matches:
-            rejected.append(
-                _whole(named, "no file matches this" if glob.has_magic(named) else "no such file or folder")
-            )
-        for match in matches:
-            inside, refused = _search(match, closed) if os.path.isdir(match) else ([match], [])
-            found.update(inside)
-            rejected += refused
-            if match == named and not inside and not refused:
-                rejected.append(
-                    _whole(named, "no file in this folder is called .fits .fit .fts (or .gz .bz2 .fz of it)")
-                )
-    return sorted(found), sorted(set(rejected))
-
-
-def _by_pattern(pattern: str, closed: Set[str]) -> list[str]:
-    """What a pattern matches, but nothing in a closed folder that it does not name."""
-    named = os.path.realpath(re.split(r"[*?[]", pattern, maxsplit=1)[0])
-    hidden = [folder for folder in closed if not named.startswith(folder)]
-    real = functools.cache(os.path.realpath)  # of folders, of which there are few
-    found = [(path, os.path.split(path)) for path in glob.glob(pattern, recursive=True)]
-    placed = ((path, os.path.join(real(folder), name, "")) for path, (folder, name) in found)
-    return [path for path, place in placed if not any(place.startswith(os.path.join(one, "")) for one in hidden)]
-
-
-def _search(folder: str, closed: Set[str]) -> tuple[list[str], list[Rejected]]:
-    found: list[str] = []
-    rejected: list[Rejected] = []
-    seen = set()
-
-    def refuse(error: OSError) -> None:
-        rejected.append(_whole(str(error.filename), f"this folder cannot be entered: {error.strerror}"))
-
-    for path, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(path)
-        if real in seen:  # a link that leads back up
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(path, name)) not in closed]
-        found += [os.path.join(path, name) for name in names if _SUFFIXES.search(name)]
-    return found, rejected
+# ---- files that belong together
 
 
 def companions(file: str, **images: Any) -> list[str]:
@@ -197,7 +133,7 @@ def companions(file: str, **images: Any) -> list[str]:
 
 def _companions(file: str, pattern: str) -> list[str]:
     """The one path that the pattern names if it exists, else all that match."""
-    pattern, stem = os.path.expanduser(pattern), _SUFFIXES.sub("", os.path.basename(file))
+    pattern, stem = os.path.expanduser(pattern), SUFFIXES.sub("", os.path.basename(file))
     path = pattern.replace("{stem}", stem)
     if os.path.lexists(path):
         return [path]
@@ -241,17 +177,17 @@ def scan_file(
         size, changed_ns = _stamp(file, images)
         chosen, rejected = _chosen(file, hdus.layout(file).hdus, hdu)
     except _TROUBLE as error:
-        return [], [_whole(file, _words(error))]
+        return [], [whole(file, _words(error))]
     blocks, others = [], []
     for found in chosen:
         label = f"HDU {found.number}" + (f" ({hdus.name(found)})" if found.number and hdus.name(found) else "")
         if found.problem and hdus.is_table(found) == (column is not None):
-            rejected.append(_whole(file, f"{label}: {found.problem}", found.number))
+            rejected.append(whole(file, f"{label}: {found.problem}", found.number))
         else:
             try:
                 pixels = hdus.pixels(found, column)
             except ValueError as error:
-                others.append(_whole(file, f"{label} {error}", found.number))
+                others.append(whole(file, f"{label} {error}", found.number))
                 continue
             blocks.append(Block(file, found.number, 0, pixels.planes, pixels.ny, pixels.nx, size, changed_ns))
         if hdu == "auto":
@@ -260,7 +196,7 @@ def scan_file(
         rejected += others  # asked for one by one: none may go without a word
     elif not blocks and not rejected:
         hint = " (images.column reads images from tables)" if column is None and any(map(hdus.is_table, chosen)) else ""
-        rejected.append(_whole(file, f"no image in it: {hdus.few([other.reason for other in others])}{hint}"))
+        rejected.append(whole(file, f"no image in it: {hdus.few([other.reason for other in others])}{hint}"))
     return blocks, sorted(rejected)
 
 
@@ -268,7 +204,8 @@ def _words(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError) else hdus.unreadable(error)
 
 
-def _whole(file: str, reason: str, hdu: int = -1) -> Rejected:
+def whole(file: str, reason: str, hdu: int = -1) -> Rejected:
+    """A file, or one of its HDUs, of which nothing can be read."""
     return Rejected(file, hdu, -1, -1, reason)
 
 
@@ -281,7 +218,7 @@ def _chosen(file: str, there: tuple[Hdu, ...], wanted: Any) -> tuple[list[Hdu], 
         found = _matching(there, item)
         chosen.update(hdu.number for hdu in found)
         if not found:
-            rejected.append(_whole(file, _absent(there, item), item if isinstance(item, int) else -1))
+            rejected.append(whole(file, _absent(there, item), item if isinstance(item, int) else -1))
     return [there[number] for number in sorted(chosen)], rejected
 
 

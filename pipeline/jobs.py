@@ -14,26 +14,28 @@ import yaml
 from astropy.io import fits
 
 from pipeline import __version__, batches, runtime
-from pipeline.catalogue import Part, merge, read_origin, read_part, read_rows, write_certificate, write_part
+from pipeline.catalogue import digest_of, merge, read_origin, read_rows, write_certificate, write_part
 from pipeline.certificate import DONORS, NEEDED, certified, certify, choose, inject
-from pipeline.columns import BIT, COLUMNS, COVARIANCES, HARMLESS, PARAMETERS, empty_rows, parameter_names
+from pipeline.columns import COLUMNS, COVARIANCES, HARMLESS, empty_rows, parameter_names
 from pipeline.detection import forget_others
 from pipeline.files import keep
-from pipeline.images import Block, corners_of, identities, list_files, near_middle, scan_file
+from pipeline.images import Block, near_middle, scan_file
+from pipeline.listing import list_files, listing_digest
 from pipeline.origin import (
     catalogue_digest,
     certificate_digest,
     check_run,
+    content_digest,
+    digest_in_header,
     list_digest,
-    manifest_digest,
     part_digest,
     read_list,
     read_run,
     rows_digest,
-    stack_origin,
     write_list,
 )
-from pipeline.shards import assign, block_digest, image_ids, listing_digest, parse_manifest, write_manifests
+from pipeline.reuse import unchanged
+from pipeline.shards import assign, block_digest, image_ids, parse_manifest, write_manifests
 
 #: Seconds between two lines on how far a job has come.
 PROGRESS_SECONDS = 5.0
@@ -194,19 +196,20 @@ def fit(
     digests = [block_digest(block, made_on) for block in blocks]
     # The number of the block that each image is of.
     block_of = np.repeat(np.arange(len(blocks)), [block.stop - block.start for block in blocks])
-    old, again = _unchanged(kept, digests, np.bincount(block_of, minlength=len(blocks)), parameters, reading["carry"])
+    old, again = unchanged(kept, digests, np.bincount(block_of, minlength=len(blocks)), parameters, reading["carry"])
     rows, covariances, carried = [old.rows], [old.covariance], old.carried
     positions, fresh = [np.flatnonzero(again[block_of])], np.flatnonzero(~again[block_of])
     units = old.blocks["unit"].tolist()
     pixels = [hashlib.blake2b(digest_size=16) for _ in blocks]
+    runtime.LOG.info("%d images have not changed since they were fitted", len(positions[0]))
     tell = _progress(len(fresh), "images fitted")
-    left = [block for block, unchanged in zip(blocks, again, strict=True) if not unchanged]
+    left = [block for block, same in zip(blocks, again, strict=True) if not same]
     for pieces in batches.of_blocks(left, {**reading, "folder": detections}, rejected):
         stack = batches.joined(pieces)
         kernels = {"correlation": batches.beam_kernels(pieces)} if fit["correlation"] == "beam" else {}
         fitted, covariance = fit_rows(*stack, **{**settings, **kernels})
         batch = empty_rows(len(stack.data)) | fitted
-        _complete(batch, covariance[fit["uncertainty"]], pieces)
+        batches.complete(batch, covariance[fit["uncertainty"]], pieces)
         rows.append(batch)
         covariances.append(covariance)
         for piece in pieces:
@@ -231,8 +234,8 @@ def fit(
         "seconds": round(time.monotonic() - began, 3),
         "device": device,
         "versions": _versions(),
-        "digest": part_digest(manifest_digest(listed), reading, fit),
-        "pixels": hashlib.blake2b("".join(pixels_of).encode(), digest_size=16).hexdigest(),
+        "digest": part_digest(content_digest(listed), reading, fit),
+        "pixels": content_digest("".join(pixels_of).encode()),
     }
     check_run(run, wanted)
     write_part(
@@ -300,7 +303,7 @@ def certificate(
     began = time.monotonic()
     wanted = {"config": read_run(run)["config"]}
     digests = _digests(parts, shards, made_of, reading, fit)
-    listed = {Path(manifest).stem: manifest_digest(Path(manifest).read_bytes()) for manifest in manifests}
+    listed = {Path(manifest).stem: content_digest(Path(manifest).read_bytes()) for manifest in manifests}
     if listed != read_list(shards)[1]:
         msg = f"{shards}: a job of an earlier run has written a manifest meanwhile; give the command again"
         raise ValueError(msg)
@@ -411,11 +414,11 @@ def report(
         benchmarks=benchmarks,
         config=config,
         certificate_seconds=seconds,
-        digest=read_origin(catalogue)["digest"],
+        digest=digest_of(catalogue),
     )
 
 
-# ---- rows -----------------------------------------------------------------------------------------------------------
+# ---- of all shards --------------------------------------------------------------------------------------------------
 
 
 def _digests(
@@ -427,88 +430,6 @@ def _digests(
         msg = f"{shards}: a job of an earlier run has written it, of other images or settings; give the command again"
         raise ValueError(msg)
     return [part_digest(manifest, reading, fit) for manifest in manifests.values()]
-
-
-def _unchanged(
-    old: str | Path, digests: Sequence[str], counts: np.ndarray, parameters: Sequence[str], carry: Sequence[str]
-) -> tuple[Part, np.ndarray]:
-    """What an older part knows of the blocks with these digests, and which of them (n,) have all their rows there.
-
-    Rows lie as in the new part; ``blocks`` has an entry for each block, also for those that are not there.
-    """
-    again = np.zeros(len(digests), bool)
-    blank = np.full(len(digests), "", dtype=object)
-    blocks = {"digest": blank, "rows": counts, "pixels": blank.copy(), "unit": blank.copy()}
-    # A shard may hold nothing but files that give no image.
-    square = (0, len(parameters), len(parameters))
-    none = Part(empty_rows(0), {k: np.empty(square) for k in COVARIANCES}, {name: [] for name in carry}, blocks)
-    try:
-        part = read_part(old)
-    except (OSError, KeyError):
-        return none, again
-    has = part.blocks["rows"]
-    known = {digest: number for number, digest in enumerate(part.blocks["digest"])}
-    of = np.array([known.get(digest, -1) for digest in digests], int)
-    # Not those of which an image could not be read: it may be by now.
-    again[of >= 0] = has[of[of >= 0]] == counts[of >= 0]
-    if not again.any():
-        return none, again
-    first = np.cumsum(has) - has
-    take = np.concatenate([np.arange(first[k], first[k] + has[k]) for k in of[again]])
-    for name in ("pixels", "unit"):
-        blocks[name][again] = part.blocks[name][of[again]]
-    runtime.LOG.info("%d images have not changed since they were fitted", len(take))
-    return Part(
-        {name: values[take] for name, values in part.rows.items()},
-        {kind: matrices[take] for kind, matrices in part.covariance.items()},
-        {name: [values[i] for i in take.tolist()] for name, values in part.carried.items()},
-        blocks,
-    ), again
-
-
-def _complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[batches.Piece]) -> None:
-    """Fill in the columns that come from the file and its header: identity, sky and beam; and their flags.
-
-    rows: columns (n,), changed in place; cov: (n, p, p), the covariance behind the errors.
-    """
-    from pipeline.sky import sky_columns, unresolved
-
-    counts = [len(piece.stack.data) for piece in pieces]
-    for (block, start, *_, sky), stop, count in zip(pieces, np.cumsum(counts), counts, strict=True):
-        here = slice(stop - count, stop)
-        planes, sources = identities(block, start, start + count)
-        rows["file"][here], rows["hdu"][here] = block.file, block.hdu
-        rows["plane"][here], rows["source"][here] = planes, sources
-        rows["image_id"][here] = image_ids(block.file, block.hdu, planes, sources)
-        if block.stamps is not None:
-            _move_to_parent(rows, here, block, start)
-        rows["flags"][here] |= 0 if sky.usable else BIT["NO_SKY"]
-    headers = [
-        (piece.sky.wcs, piece.sky.beam, count)
-        for piece, count in zip(pieces, counts, strict=True)
-        if piece.sky.wcs is not None
-    ]
-    if headers:
-        known = np.repeat([piece.sky.wcs is not None for piece in pieces], counts)
-        params = np.stack([rows[name][known] for name in PARAMETERS[:6]], axis=1)
-        for name, values in sky_columns(headers, params, cov[known, :6, :6]).items():
-            rows[name][known] = values
-    rows["flags"] |= np.where(unresolved(rows), BIT["UNRESOLVED"], 0)
-
-
-def _move_to_parent(rows: dict[str, np.ndarray], here: slice, block: Block, start: int) -> None:
-    """Count positions in stamps, the first of them image ``start``, from the first pixel of their planes.
-
-    The edge of a plane is an edge as that of a stamp is.
-    """
-    corners = corners_of(block, start, start + here.stop - here.start).T
-    edge = np.full(corners.shape[1], np.inf)
-    for axis, corner, length in zip("xy", corners, (block.nx, block.ny), strict=True):
-        for name in (f"{axis}0", f"{axis}0_start"):
-            rows[name][here] += corner
-        centre = rows[f"{axis}0"][here]
-        edge = np.minimum(edge, np.minimum(centre + 0.5, length - 0.5 - centre))
-    rows["flags"][here] |= np.where(edge < rows["sigma_major"][here], BIT["NEAR_EDGE"], 0)
 
 
 def _chosen(parts: Sequence[str], digests: Sequence[str], sources: int) -> dict[str, np.ndarray]:
@@ -531,7 +452,7 @@ def _truth(stacks: Sequence[str], truths: Sequence[str]) -> dict[str, np.ndarray
     """The truth of all simulated images, with the ``image_id`` that they have in the catalogue."""
     tables = []
     for stack, truth in zip(stacks, truths, strict=True):
-        if stack_origin(truth) != stack_origin(stack):
+        if digest_in_header(truth) != digest_in_header(stack):
             msg = f"{truth}: a job of an earlier run has written it, of other images; give the command again"
             raise ValueError(msg)
         table = fits.getdata(truth)

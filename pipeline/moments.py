@@ -27,7 +27,7 @@ Polynomial = dict[tuple[int, int], jax.Array]  # coefficients of X^i Y^j
 _LINEAR = ((0, 0), (1, 0), (0, 1))
 
 #: Some accelerators else take float32 for less than it is.
-_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 class Frame(NamedTuple):
@@ -153,7 +153,7 @@ def table(weights, tile: Tile, degree=4):
     """Moments sum w X^i Y^j of a map, i, j <= degree, at [j, i]."""
     if degree == 0:
         return jnp.sum(weights)[None, None]
-    return _matmul(tile.y[:, : degree + 1].T, _matmul(weights, tile.x[:, : degree + 1]))
+    return matmul(tile.y[:, : degree + 1].T, matmul(weights, tile.x[:, : degree + 1]))
 
 
 def grid(poly: Polynomial, tile: Tile):
@@ -161,7 +161,7 @@ def grid(poly: Polynomial, tile: Tile):
     dtype = tile.x.dtype
     zero = jnp.zeros((), dtype)
     rows = [jnp.stack([jnp.asarray(poly.get((i, j), zero), dtype) for i in range(5)]) for j in range(5)]
-    return _matmul(_matmul(tile.y, jnp.stack(rows)), tile.x.T)
+    return matmul(matmul(tile.y, jnp.stack(rows)), tile.x.T)
 
 
 def multiply(a: Polynomial, b: Polynomial) -> Polynomial:

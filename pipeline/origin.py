@@ -35,13 +35,13 @@ def stack_digest(simulated: Mapping[str, Any], start: int, stop: int) -> str:
 
 
 def list_digest(files: Sequence[str], reading: Mapping[str, Any], shard_size: int, listing: str) -> str:
-    """Digest of all that decides on the list of shards; ``listing`` is that of `shards.listing_digest`."""
+    """Digest of all that decides on the list of shards; ``listing`` is that of `listing.run_digest`."""
     return _digest(list(files), reading, shard_size, listing)
 
 
-def manifest_digest(manifest: bytes) -> str:
-    """Digest of what a manifest holds."""
-    return hashlib.blake2b(manifest, digest_size=16).hexdigest()
+def content_digest(content: bytes) -> str:
+    """Digest of what a file holds."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def part_digest(manifest: str, reading: Mapping[str, Any], fit: Mapping[str, Any]) -> str:
@@ -67,7 +67,7 @@ def catalogue_digest(parts: Sequence[str], config: Mapping[str, Any]) -> str:
 def _digest(*of: Any) -> str:
     """Every output is another in another version of the pipeline."""
     text = json.dumps([__version__, *of], sort_keys=True)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return content_digest(text.encode("utf-8", "surrogatepass"))
 
 
 # ---- in files -------------------------------------------------------------------------------------------------------
@@ -111,12 +111,12 @@ def read_list(path: str | Path) -> tuple[str, dict[str, str]]:
         return "", {}
 
 
-def stack_origin(path: str | Path) -> str:
+def digest_in_header(path: str | Path) -> str:
     """Digest of simulated images, or of their truth, from the header; "" where it has none or there is no file."""
     return _find(path, rf"{KEYWORD:8}= '(\w+)")
 
 
-def report_origin(path: str | Path) -> str:
+def digest_in_page(path: str | Path) -> str:
     """Digest of the catalogue that a report shows; "" where it has none or there is no file."""
     return _find(path, r'<meta name="digest" content="(\w+)">')
 

@@ -97,7 +97,12 @@ def flags(found, ellipticity_error, shape):
         "ROUND": enough & ~(e >= columns.ROUND_ERRORS * ellipticity_error + 1e-6),
         "TOO_FEW_PIXELS": ~enough,
         "NON_FINITE": ~(jnp.all(jnp.isfinite(public)) & jnp.all(jnp.isfinite(errors))),
-        "MISFIT": enough & (jnp.maximum(jnp.abs(found.misfit), jnp.abs(found.misfit_profile)) > columns.MISFIT_SIGMAS),
+        # Where noise is independent, and misfit asked for, one that is undefined is none that is small.
+        "MISFIT": enough
+        & jnp.isnan(found.noise_fwhm)
+        & ~(
+            (jnp.abs(found.misfit) <= columns.MISFIT_SIGMAS) & (jnp.abs(found.misfit_profile) <= columns.MISFIT_SIGMAS)
+        ),
         "MASKED_PEAK": enough & ~found.peak_used,
         "AT_LIMIT": enough
         & (

@@ -15,7 +15,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ import numpy as np
 
 from pipeline.files import replacing
 from pipeline.images import Block, Rejected
-from pipeline.origin import manifest_digest
+from pipeline.origin import content_digest
 
 #: What a shard can be called, as a regular expression.
 NAME = r"b-\d{2}-\d{8}|f-[0-9a-f]{16}-\d+-\d+"
@@ -98,7 +97,7 @@ def write_manifests(folder: str | Path, shards: dict[str, list]) -> dict[str, st
     Returns
     -------
     digests : dict of str
-        Of the manifests by `origin.manifest_digest`, by name of the shard, in the order of the catalogue.
+        Of the manifests by `origin.content_digest`, by name of the shard, in the order of the catalogue.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +109,7 @@ def write_manifests(folder: str | Path, shards: dict[str, list]) -> dict[str, st
         table.writerow(_HEADER)
         table.writerows(line for row in rows for line in _lines(row))
         data = text.getvalue().encode("utf-8", "surrogateescape")
-        digests[name] = manifest_digest(data)
+        digests[name] = content_digest(data)
         path = folder / f"{name}.csv"
         if name not in old or path.read_bytes() != data:
             with replacing(path) as temporary:
@@ -134,7 +133,7 @@ def _lines(row: Block | Rejected) -> Iterator[tuple]:
 def block_digest(block: Block, settings: str) -> str:
     """Digest of what the rows of a block follow from: its images as the scan found them, and ``settings``."""
     lines = (str(entry) for line in _lines(block) for entry in (*line, "\n"))
-    return hashlib.blake2b("\0".join([settings, *lines]).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return content_digest("\0".join([settings, *lines]).encode("utf-8", "surrogateescape"))
 
 
 def read_manifest(path: str | Path) -> tuple[list[Block], list[Rejected]]:
@@ -192,17 +191,3 @@ def image_ids(file: str, hdu: int, planes: np.ndarray, sources: np.ndarray | int
         image.update(b"%d\0%d" % (plane, source))
         digests += image.digest()[:8]
     return (np.frombuffer(digests, ">u8") >> np.uint64(1)).astype(np.int64)
-
-
-def listing_digest(files: list[str]) -> str:
-    """Digest of names, sizes and times of change of files: it changes when any of them may have changed, or is gone."""
-    digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(set(files)):
-        try:
-            status = os.stat(file)
-            # Of a chmod, which can make a file readable, only the last tells.
-            seen = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-        except (OSError, ValueError):
-            seen = "none"
-        digest.update(f"{file}\0{seen}\0".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()

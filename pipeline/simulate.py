@@ -16,7 +16,7 @@ from scipy import integrate, optimize, stats
 
 from pipeline import columns, model
 from pipeline.files import replacing
-from pipeline.origin import KEYWORD, stack_digest, stack_origin
+from pipeline.origin import KEYWORD, digest_in_header, stack_digest
 
 BLOCK = 256  # images drawn in one call
 OFFSET = 1.5  # pixels around the image centre in which x0, y0 are drawn where the config says nothing
@@ -150,7 +150,7 @@ def write_stack(path, truth_path, start: int, stop: int, *, check=lambda: None, 
     check()
     digest = stack_digest(simulated, start, stop)
     for name, hdus in ((path, [primary]), (truth_path, [fits.PrimaryHDU(), fits.BinTableHDU(table)])):
-        if stack_origin(name) == digest:  # by another job; others may have read it since
+        if digest_in_header(name) == digest:  # by another job; others may have read it since
             continue
         hdus[0].header[KEYWORD] = (digest, "of what it was made of")
         Path(name).parent.mkdir(parents=True, exist_ok=True)

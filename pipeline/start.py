@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pipeline.likelihood import Image
-from pipeline.moments import LARGEST, _matmul
+from pipeline.moments import LARGEST, matmul
 
 ACCURACY = 5e-3  # of quantiles
 FILTER_WIDTH, FILTER_REACH = 0.8, 3  # binned pixels, from 2 x 2 up
@@ -114,10 +114,10 @@ def _filtered(image, levels, power):
     """An image (ny, nx) after the matched filters: of each level one image, x along its first axis."""
     ny, nx = image.shape
     banks = [_filters(nx, level, power) for level in levels]
-    along = _matmul(image, np.concatenate(banks, axis=1))
+    along = matmul(image, np.concatenate(banks, axis=1))
     ends = np.cumsum([bank.shape[1] for bank in banks])[:-1]
     parts = jnp.split(along, ends, axis=1)
-    return [_matmul(part.T, _filters(ny, level, power)) for part, level in zip(parts, levels, strict=True)]
+    return [matmul(part.T, _filters(ny, level, power)) for part, level in zip(parts, levels, strict=True)]
 
 
 def _middle(image, row, column):
@@ -166,7 +166,7 @@ def _steady(image):
     """The smaller of the two middle values of each 2 x 2 pixels, as a magnitude; 0 where their signs differ."""
     nx = image.shape[1]
     # A product with ones and zeros is exact, and a tenth of the time of slices with a stride.
-    pairs = _matmul(image, np.concatenate([np.eye(nx, dtype=np.float32)[:, i::2] for i in (0, 1)], axis=1))
+    pairs = matmul(image, np.concatenate([np.eye(nx, dtype=np.float32)[:, i::2] for i in (0, 1)], axis=1))
     left, right = pairs[:, : nx // 2], pairs[:, nx // 2 :]
     one = jnp.maximum(jnp.minimum(left[0::2], left[1::2]), jnp.minimum(right[0::2], right[1::2]))
     other = jnp.minimum(jnp.maximum(left[0::2], left[1::2]), jnp.maximum(right[0::2], right[1::2]))
@@ -209,7 +209,7 @@ def _gains(residual, h, table):
         (at[:, None] == jnp.arange(length, dtype=dtype)[None, :]).astype(dtype)
         for at, length in zip((ys, xs), residual.shape, strict=True)
     )
-    residual, h = (_matmul(_matmul(rows, one), columns.T) for one in (residual, h))
+    residual, h = (matmul(matmul(rows, one), columns.T) for one in (residual, h))
     amp, sigma = jnp.append(amp, 0.0), jnp.append(sigma, 1.0)
     along, across = (
         jnp.exp(-0.5 * ((at[:, None] - middle) / sigma[None, :]) ** 2) for at, middle in ((xs, x[0]), (ys, y[0]))

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline import hdus
-from pipeline.images import list_files, read_header, read_planes, scan_file
+from pipeline.images import read_header, read_planes, scan_file
+from pipeline.listing import list_files
 
 pytestmark = pytest.mark.filterwarnings("ignore::astropy.utils.exceptions.AstropyUserWarning")
 
@@ -315,68 +316,6 @@ def test_one_bad_hdu_does_not_hide_the_others(tmp_path):
     assert "HDU 4 (SCI): truncated" in rejected.reason
     _, (rejected,) = scan_file(put(tmp_path / "a.fits", good + b"abc" * 1000), hdu="all")
     assert "3000 bytes that are no HDU" in rejected.reason
-
-
-# ---- which files
-
-
-def test_list_files(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    os.makedirs("data/deep/er")
-    os.makedirs("bare")
-    names = [
-        "data/b.fits",
-        "data/A.FITS",
-        "data/a.fits.gz",
-        "data/deep/c.fit",
-        "data/deep/er/d.fts.bz2",
-        "data/e.fits.fz",
-    ]
-    for name in [*names, "data/notes.txt", "data/image.dat", "data/a[1].fits", "data/x.fits.txt"]:
-        open(name, "w").close()
-    os.symlink("..", "data/deep/up")
-    everything = sorted([*names, "data/a[1].fits"])
-    assert list_files(["data"]) == (everything, [])
-    assert list_files(["data", "data/*.fits", "data/b.fits"]) == (everything, [])
-    assert list_files(["data/**/*.f?t*"])[0][-1] == "data/x.fits.txt"
-    assert list_files(["data/image.dat", "data/a[1].fits"]) == (["data/a[1].fits", "data/image.dat"], [])
-    assert list_files([]) == ([], [])
-    files, rejected = list_files(["bare", "nothing.fits", "no/*.fits", "data/b.fits", "nothing.fits"])
-    assert files == ["data/b.fits"]
-    assert [(r.file, r.hdu) for r in rejected] == [("bare", -1), ("no/*.fits", -1), ("nothing.fits", -1)]
-    assert [words in r.reason for words, r in zip(("in this folder", "matches", "no such file"), rejected, strict=True)]
-
-
-@given(st.lists(st.sampled_from(["b.fits", "a/c.fit", "a", "*.fits", "a/*", "**", "none"]), max_size=6))
-def test_listing_twice_changes_nothing(entries):
-    with tempfile.TemporaryDirectory() as folder:
-        os.mkdir(f"{folder}/a")
-        for name in ("b.fits", "a/c.fit", "a/d.fits.gz"):
-            open(f"{folder}/{name}", "w").close()
-        once, _ = list_files([f"{folder}/{entry}" for entry in entries])
-        assert list_files(once) == (sorted(set(once)), [])
-        assert list_files([f"{folder}/{entry}" for entry in reversed(entries)])[0] == once
-
-
-@pytest.mark.parametrize(
-    ("entry", "wanted"),
-    [
-        (".", ["./a.fits", "./own2/c.fits"]),
-        ("**/*.fits", ["a.fits", "own2/c.fits"]),
-        ("*", ["a.fits", "own2/c.fits"]),
-        ("own", ["own/b.fits", "own/in/d.fits"]),
-        ("own/*.fits", ["own/b.fits"]),
-        ("own/**/*.fits", ["own/b.fits", "own/in/d.fits"]),
-        ("own/b.fits", ["own/b.fits"]),
-    ],
-)
-def test_our_own_images_are_found_only_by_name(tmp_path, monkeypatch, entry, wanted):
-    for name in ("a.fits", "own/b.fits", "own2/c.fits", "own/in/d.fits"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    monkeypatch.chdir(tmp_path)
-    assert list_files([entry], ["own"]) == (wanted, [])
-    assert len(list_files(["."])[0]) == 4
 
 
 # ---- which HDUs

@@ -19,8 +19,9 @@ from pipeline.columns import BIT, COLUMNS, COVARIANCES, DERIVED, empty_rows, par
 from pipeline.config import check_config
 from pipeline.correlation import kernel_fwhm
 from pipeline.images import scan_file
-from pipeline.origin import list_digest, manifest_digest, read_list, write_list, write_run
-from pipeline.shards import listing_digest, read_manifest
+from pipeline.listing import listing_digest
+from pipeline.origin import content_digest, list_digest, read_list, write_list, write_run
+from pipeline.shards import read_manifest
 from pipeline.simulate import draw
 
 READING = {key: value for key, value in check_config({})["images"].items() if key != "files"}
@@ -745,7 +746,7 @@ def test_a_list_or_manifest_of_other_images_is_refused(tmp_path):
     write(tmp_path / "a.fits", (3, 8, 8), 7)
     (manifest,) = scanned(tmp_path, [str(tmp_path / "a.fits")])
     fitted(tmp_path, manifest)
-    listed = manifest_digest(manifest.read_bytes())
+    listed = content_digest(manifest.read_bytes())
     for digest, manifests in (
         ("of others", {manifest.stem: listed}),
         ("as wanted", {manifest.stem: "of others"}),
@@ -846,9 +847,7 @@ def certified(folder: Path, manifests: list[Path], sources: int = 100, fit=FIT, 
     for manifest in manifests:
         fitted(folder, manifest, fit=fit, **reading)
         parts.append((folder / "part.h5").rename(manifest.with_suffix(".h5")))
-    write_list(
-        folder / "shards.txt", "as wanted", {path.stem: manifest_digest(path.read_bytes()) for path in manifests}
-    )
+    write_list(folder / "shards.txt", "as wanted", {path.stem: content_digest(path.read_bytes()) for path in manifests})
     jobs.certificate(
         folder / "certificate.h5", parts=parts, manifests=manifests, shards=folder / "shards.txt", made_of="as wanted",
         reading=READING | reading, fit=fit, sources=sources,

@@ -102,4 +102,4 @@ def test_a_run_is_known_until_the_next(tmp_path):
 def test_what_was_not_simulated_has_no_digest(tmp_path: Path, content):
     if content is not None:
         (tmp_path / "a.fits").write_bytes(content)
-    assert origin.stack_origin(tmp_path / "a.fits") == origin.report_origin(tmp_path / "a.fits") == ""
+    assert origin.digest_in_header(tmp_path / "a.fits") == origin.digest_in_page(tmp_path / "a.fits") == ""

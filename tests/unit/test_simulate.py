@@ -7,7 +7,7 @@ from astropy.table import Table
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pipeline import columns, model, simulate
-from pipeline.origin import stack_digest, stack_origin
+from pipeline.origin import digest_in_header, stack_digest
 
 NOISE = {"kind": "cauchy", "scale": 0.5, "fraction": 0.05, "factor": 10.0, "dof": 3.0}
 PARAMETERS = {
@@ -91,4 +91,4 @@ def test_stack_and_truth_on_disk(tmp_path):
     assert set(truth.colnames) == {"plane"} | {c.name for c in columns.TRUTH if c.group != "identity"}
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["1.fits", "1.truth.fits"]
     for path in (tmp_path / "a").iterdir():
-        assert stack_origin(path) == stack_digest(SECTION, 3, 8)
+        assert digest_in_header(path) == stack_digest(SECTION, 3, 8)

@@ -23,7 +23,7 @@ from pathlib import Path
 import astropy.io.fits
 import h5py
 
-from pipeline.origin import stack_origin
+from pipeline.origin import digest_in_header
 from pipeline.shards import read_manifest
 from tests.workflow.runs import assert_identical, command, configure, jobs_of, snakemake, times
 
@@ -54,7 +54,7 @@ def assert_whole(folder: Path) -> None:
 def check_fits(path: Path) -> None:
     with astropy.io.fits.open(path) as hdus:
         assert hdus[-1].data is not None
-    assert stack_origin(path), path
+    assert digest_in_header(path), path
 
 
 def check_json(path: Path) -> None:

@@ -486,7 +486,8 @@ def test_scripts_only_unpack(script: Path):
 
 
 @pytest.mark.parametrize(
-    "module", ["columns", "config", "hdus", "images", "detection", "shards", "origin", "resources", "catalogue"]
+    "module",
+    ["columns", "config", "hdus", "images", "listing", "detection", "shards", "origin", "resources", "catalogue"],
 )
 def test_files_and_tables_know_no_jax(module: str):
     assert "jax" not in reached(module)

@@ -78,25 +78,27 @@ CUTOUTS = IMAGES["cutouts"] or {}
 POSITIONS = [CUTOUTS["positions"]] if "positions" in CUTOUTS else []
 
 
+def stop_of(first):
+    """One more than the number of the last image in the stack that begins with image ``first``."""
+    return min(first + config["shard_size"], config["simulated"]["count"])
+
+
 def first_image(wildcards):
     """Number of the first image in a stack."""
     return int(wildcards.index) * config["shard_size"]
 
 
 def stop_image(wildcards):
-    """One more than the number of the last image in a stack."""
-    return min(
-        first_image(wildcards) + config["shard_size"], config["simulated"]["count"]
-    )
+    return stop_of(first_image(wildcards))
 
 
 @functools.cache
 def found_images():
     """The user's images, by name, and what is none."""
     # Here, because parsing a Snakefile should not import astropy.
-    from pipeline import images
+    from pipeline.listing import list_files
 
-    return images.list_files(FILES, OWN)
+    return list_files(FILES, OWN)
 
 
 @functools.cache
@@ -106,20 +108,14 @@ def images_as_they_were():
         return ""
     if not workflow.is_main_process:
         return origin.read_run(RUN)["listing"]
-    from pipeline import images, shards
+    from pipeline.listing import run_digest
 
-    found, rejected = found_images()
-    companions = [
-        other for file in found for other in images.companions(file, **READING)
-    ]
-    tables = [os.path.expanduser(path) for path in POSITIONS]
-    reasons = [f"{row.file}: {row.reason}" for row in rejected]
-    return shards.listing_digest(found + companions + tables + reasons)
+    return run_digest(*found_images(), READING, POSITIONS)
 
 
 def wanted_list():
     """Digest that the list of shards must have; of simulated images as they are now, for they are made in the run."""
-    from pipeline.shards import listing_digest
+    from pipeline.listing import listing_digest
 
     seen = listing_digest(STACKS) if SIMULATED else images_as_they_were()
     return origin.list_digest(FILES, READING, config["shard_size"], seen)
@@ -171,10 +167,9 @@ def scanned_stacks(wildcards):
     ):
         raise WorkflowError("--no-hooks: the run could not tell its jobs what it wants")
     for first, stack, truth in zip(FIRST_IMAGES, STACKS, TRUTHS, strict=True):
-        stop = min(first + config["shard_size"], config["simulated"]["count"])
-        digest = origin.stack_digest(SIMULATION, first, stop)
-        want(digest, stack, origin.stack_origin)
-        want(digest, truth, origin.stack_origin)
+        digest = origin.stack_digest(SIMULATION, first, stop_of(first))
+        want(digest, stack, origin.digest_in_header)
+        want(digest, truth, origin.digest_in_header)
     if workflow.is_main_process:
         digest, manifests = origin.read_list(SHARDS)
         there = {shard: manifest_digest(shard) for shard in manifests}
@@ -187,7 +182,7 @@ def scanned_stacks(wildcards):
 def manifest_digest(shard):
     """Digest of the manifest of a shard, "" if it is lost."""
     manifest = Path(str(MANIFEST).format(shard=shard))
-    return origin.manifest_digest(manifest.read_bytes()) if manifest.exists() else ""
+    return origin.content_digest(manifest.read_bytes()) if manifest.exists() else ""
 
 
 def growing(amount):
@@ -251,7 +246,7 @@ def listed_shards(changed_ns):
     want(origin.certificate_digest(digests, sources), CERTIFICATE, digest_of)
     made = origin.catalogue_digest(digests, config)
     want(made, CATALOGUE, digest_of)
-    want(made, REPORT, origin.report_origin)
+    want(made, REPORT, origin.digest_in_page)
     return list(manifests)
 
 
