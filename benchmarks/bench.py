@@ -19,7 +19,7 @@ from pathlib import Path
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 os.environ["MPLBACKEND"] = "agg"
 
-from benchmarks import engines, hessian, page, scaling, workers, workflow
+from benchmarks import engines, hessian, page, scaling, stores, workers, workflow
 
 STUDIES = {
     "engines": engines.study,
@@ -27,9 +27,21 @@ STUDIES = {
     "sizes": scaling.sizes,
     "counts": scaling.counts,
     "pipeline": workflow.study,
+    "stores": stores.stores,
+    "scale": stores.scale,
+    "changes": stores.changes,
 }
 #: To see that all works, in a few minutes; the numbers mean little.
-QUICK = {"repeats": 2, "seconds": 0.5, "count": 20, "side": 200, "largest": 64, "most": 1000, "stamps": 2000}
+QUICK = {
+    "repeats": 2,
+    "seconds": 0.5,
+    "count": 20,
+    "side": 200,
+    "largest": 64,
+    "most": 20_000,
+    "stamps": 2000,
+    "stored": 2000,
+}
 
 
 def settings() -> argparse.Namespace:
@@ -42,8 +54,11 @@ def settings() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=1000, help="images that every peer fits")
     parser.add_argument("--side", type=int, default=3000, help="hessian: side of the image")
     parser.add_argument("--largest", type=int, default=512, help="sizes: largest side")
-    parser.add_argument("--most", type=int, default=1_000_000, help="counts: largest count")
+    parser.add_argument(
+        "--most", type=int, default=1_000_000, help="counts, scale: largest count; single files: a tenth"
+    )
     parser.add_argument("--stamps", type=int, default=40_000, help="pipeline: larger of the two counts")
+    parser.add_argument("--stored", type=int, default=100_000, help="stores: images in each")
     parser.add_argument("--quick", action="store_true", help="small numbers for all of these")
     given = parser.parse_args()
     unknown = set(given.studies) - {*STUDIES, "page"}

@@ -177,12 +177,88 @@ loading of programs. Scipy ran in turns with it, at {spread(results["scipy"])} f
 """
 
 
+def stores_section(results) -> str:
+    """What reading costs, by store."""
+    count = results["count"]
+    cells = []
+    for name, row in results["stores"].items():
+        read, fit = np.array(row["read"]), np.array(row["fit"])
+        cells.append(
+            (
+                name,
+                number(row["bytes"] / count),
+                spread(row["scan"]),
+                spread(count / read),
+                number(row["bytes"] / 1e6 / np.median(read)),
+                spread(100 * (np.array(row["scan"]) + read) / fit),
+                spread(row["run"]),
+                spread(count / np.array(row["run"])),
+            )
+        )
+    head = (
+        "bytes an image",
+        "scan [s]",
+        "read, images/s",
+        "MB/s",
+        "scan and read [% of fits]",
+        "run [s]",
+        "run, images/s",
+    )
+    return f"""## Ways to keep many stamps
+
+{count:,} stamps of 32 x 32 pixels (float32): read by one core as a fit reads them, and run whole by Snakemake, a job a
+core and the default `shard_size`; files were in the cache of the system, compiled programs there. *Scan and read*:
+their time over that of the fits (reading included), both on one core.
+
+{table(["store", *head], cells)}
+"""
+
+
+def scale_section(results) -> str:
+    """What large runs took."""
+    cells = []
+    for name, row in results.items():
+        for rule, (jobs, seconds, memory) in sorted(row["rules"].items(), key=lambda item: -item[1][1]):
+            cells.append(
+                (name, f"{row['count']:,}", f"{row['seconds']:.0f}", rule, jobs, number(seconds), number(memory))
+            )
+    return f"""## A million stamps
+
+Runs by Snakemake with a job a core and default settings; what each rule used, by Snakemake's own measurement. Peak
+memory is that of one job.
+
+{table(["store", "images", "run [s]", "rule", "jobs", "seconds, all jobs", "peak memory [MB]"], cells)}
+"""
+
+
+def changes_section(results) -> str:
+    """What a change of one file cost."""
+    cells = [
+        (
+            name,
+            f"{row['seconds']:.0f}",
+            ", ".join(f"{n} {rule}" for rule, n in row["jobs"].items()) or "none",
+            row["fitted"],
+        )
+        for name, row in results["changes"].items()
+    ]
+    return f"""## One file of many
+
+{results["count"]:,} single files of 32 x 32 pixels, and the same command after each change.
+
+{table(["change", "run [s]", "jobs", "images fitted"], cells)}
+"""
+
+
 SECTIONS = {
     "engines": engines_section,
     "pipeline": pipeline_section,
     "hessian": hessian_section,
     "sizes": sizes_section,
     "counts": counts_section,
+    "stores": stores_section,
+    "scale": scale_section,
+    "changes": changes_section,
 }
 
 

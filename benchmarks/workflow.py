@@ -17,18 +17,11 @@ from pipeline.config import check_config
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def catalogue(stack: Path, count: int, precision: str) -> float:
-    """Seconds that Snakemake takes for the catalogue of a stack, one job a core, in a new folder."""
-    folder = Path(tempfile.mkdtemp(dir=stack.parent))
-    cores = len(workers.cores())
-    config = {
-        "source": "images",
-        "images": {"files": [str(stack)]},
-        "fit": {"precision": precision},
-        "shard_size": -(-count // cores),
-    }
+def snakemake(folder: Path, config: dict) -> tuple[float, str]:
+    """Seconds that Snakemake takes for the catalogue by a config in a folder, one job a core, and what it says."""
+    folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    where = ("--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--cores", str(cores))
+    where = ("--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--cores", str(len(workers.cores())))
     began = workers.clock()
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", *where, "results/catalogue.h5"],
@@ -40,10 +33,28 @@ def catalogue(stack: Path, count: int, precision: str) -> float:
     seconds = workers.clock() - began
     if done.returncode:
         raise RuntimeError(done.stdout)
+    return seconds, done.stdout
+
+
+def expect(folder: Path, count: int) -> None:
+    """Raise unless the catalogue in a folder has ``count`` rows."""
     rows = len(read_rows(folder / "results" / "catalogue.h5", ["flags"])["flags"])
     if rows != count:
         msg = f"{folder}: got a catalogue of {rows} rows, wanted {count}"
         raise RuntimeError(msg)
+
+
+def catalogue(stack: Path, count: int, precision: str) -> float:
+    """Seconds that Snakemake takes for the catalogue of a stack, one job a core, in a new folder."""
+    folder = Path(tempfile.mkdtemp(dir=stack.parent))
+    config = {
+        "source": "images",
+        "images": {"files": [str(stack)]},
+        "fit": {"precision": precision},
+        "shard_size": -(-count // len(workers.cores())),
+    }
+    seconds, _ = snakemake(folder, config)
+    expect(folder, count)
     shutil.rmtree(folder)
     return seconds
 
