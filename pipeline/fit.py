@@ -18,6 +18,7 @@ SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
 #: is to stay in its cache (16 or 48 images of 32 x 32 are no faster than 32); an accelerator wants to be full.
 BATCH_PIXELS, MAX_BATCH, QUEUE_PIXELS = 1 << 15, 32, 1 << 21
 ACCELERATOR_PIXELS, ACCELERATOR_BATCH, ACCELERATOR_QUEUE = 1 << 23, 1 << 13, 1 << 26
+DESCRIBED = 1 << 11  # fits that are described in one call
 
 
 def padded_side(size: int) -> int:
@@ -117,6 +118,7 @@ def fit_stack(
         chosen=jnp.asarray(columns.COVARIANCES.index(uncertainty)),
         near=jnp.asarray(near, float),
     )
+    settings = {"fit_scale": fit_scale, "precision": precision, "batch": batch}
     shapes = np.broadcast_to(np.array([ny, nx]), (length, 2))
 
     def padded(stack, queue, dtype, fill):
@@ -127,31 +129,57 @@ def fit_stack(
     if mask is None:
         mask = np.broadcast_to(False, data.shape)
 
-    queues, results = [], []
+    queues, solutions = [], []
     for distance in np.unique(reach) if n else [0]:
-        compiled = program.compiled(
-            batch=batch,
-            n_background=len(names) - 6 - fit_scale,
-            fit_scale=fit_scale,
-            precision=precision,
-            reach=int(distance),
-        )
         rows = np.flatnonzero(reach == distance)
         for low in range(0, max(len(rows), 1), length):
             queue = rows[low : low + length]
+            count = jnp.asarray(len(queue))
             pixels = padded(data, queue, np.float64, np.nan)
             hidden = padded(mask, queue, bool, True)
             noise = None if noise_map is None else padded(noise_map, queue, np.float64, np.nan)
             kernel = None if kernels is None else np.resize(kernels[queue], (length, 3))
+            problems, units = program.prepare_all(
+                pixels, hidden, noise, shapes, count, dials, n_background=len(names) - 6 - fit_scale, **settings
+            )
+            found = program.minimise(problems, count, dials, **settings)
             queues.append(queue)
-            results.append(compiled((pixels, hidden, noise, shapes, kernel), jnp.asarray(len(queue)), dials))
+            solutions.append(
+                program.solve_all(
+                    found,
+                    problems,
+                    units,
+                    shapes,
+                    kernel,
+                    count,
+                    dials,
+                    fit_scale=fit_scale,
+                    reach=int(distance),
+                    batch=batch,
+                )
+            )
     order = np.argsort(np.concatenate(queues))
+    return _described(jax.tree.map(lambda *parts: _joined(parts, queues)[order], *solutions), (ny, nx), dials)
 
-    def join(*parts):
-        whole = np.concatenate([np.asarray(part)[: len(queue)] for part, queue in zip(parts, queues, strict=True)])
-        return (whole.astype(np.float64) if whole.dtype.kind == "f" else whole)[order]
 
-    return jax.tree.map(join, *results)
+def _joined(parts, queues) -> np.ndarray:
+    """What queues have given, one after the other; floating-point numbers as float64."""
+    whole = np.concatenate([np.asarray(part)[: len(queue)] for part, queue in zip(parts, queues, strict=True)])
+    return whole.astype(np.float64) if whole.dtype.kind == "f" else whole
+
+
+def _described(solutions: program.Solution, shape: tuple[int, int], dials: program.Dials) -> FitResult:
+    """Fits with all that is derived from them, by a program that is the same for all image sizes."""
+    batch, length = (MAX_BATCH, DESCRIBED) if jax.default_backend() == "cpu" else (ACCELERATOR_BATCH,) * 2
+    n = len(solutions.n_pixels)
+    shapes = np.broadcast_to(np.array(shape), (length, 2))
+    parts, queues = [], []
+    for low in range(0, max(n, 1), length):
+        queue = np.arange(low, min(low + length, n))
+        padded = jax.tree.map(lambda leaf, queue=queue: np.resize(leaf[queue], (length, *leaf.shape[1:])), solutions)
+        parts.append(program.describe_all(padded, shapes, jnp.asarray(len(queue)), dials, batch=batch))
+        queues.append(queue)
+    return jax.tree.map(lambda *leaves: _joined(leaves, queues), *parts)
 
 
 def fit_rows(data, mask=None, noise_map=None, **settings) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -1,8 +1,9 @@
 """The compiled fit of a queue of images of one shape. All of it is traced by JAX and nothing raises.
 
 Each image is brought to working units (background near 0, spread near 1; a power of two, so that nothing is rounded)
-and given a first guess (`prepare`), minimised in slots (`minimise`), and given its covariances, in the image's own
-units (`solution`), derived quantities and flags (`describe`).
+and given a first guess (`prepare_all`), minimised in slots (`minimise`), and given its covariances, in the image's own
+units (`solve_all`), derived quantities and flags (`describe_all`). Four programs, so that settings and sizes which
+differ for one of them share the others.
 """
 
 import functools
@@ -185,6 +186,7 @@ def _rounding(free, precision):
     return float(jnp.finfo(precision).eps) * (1.0 + jnp.abs(free[2]) * jnp.exp(-free[-1]))
 
 
+@functools.partial(jax.jit, static_argnames=("fit_scale", "precision", "batch"))
 def minimise(problems: Problem, count, dials: Dials, *, fit_scale: bool, precision: str, batch: int):
     """The free vectors of a queue of problems, whether they converged, and the number of steps.
 
@@ -338,32 +340,45 @@ def _batches(function, stacks, count, batch: int):
     return jax.lax.fori_loop(0, (count + batch - 1) // batch, put, empty)
 
 
-@functools.cache
-def compiled(*, batch: int, n_background: int, fit_scale: bool, precision: str, reach: int):
-    """The compiled fit of a queue, a function of images, their number and `Dials`.
+@functools.partial(jax.jit, static_argnames=("n_background", "fit_scale", "precision", "batch"))
+def prepare_all(
+    data, mask, noise, shapes, count, dials: Dials, *, n_background: int, fit_scale: bool, precision: str, batch: int
+) -> tuple[Problem, Units]:
+    """`prepare` for the first ``count`` of a queue; arguments have an axis more, but noise may be None."""
 
-    images : (data, mask, noise or None, shape, kernel or None), each with axis length; kernels are those of correlated
-    noise, which is so up to ``reach`` pixels.
-    """
+    def one(queued):
+        data, mask, noise, shape = queued
+        return prepare(
+            data, mask, noise, shape, dials, n_background=n_background, fit_scale=fit_scale, precision=precision
+        )
 
-    def program(images, count, dials):
-        data, mask, noise, shapes, kernels = images
+    return _batches(one, (data, mask, noise, shapes), count, batch)
 
-        def first(one):
-            data, mask, noise, shape = one
-            return prepare(
-                data, mask, noise, shape, dials, n_background=n_background, fit_scale=fit_scale, precision=precision
-            )
 
-        problems, units = _batches(first, (data, mask, noise, shapes), count, batch)
-        found = minimise(problems, count, dials, fit_scale=fit_scale, precision=precision, batch=batch)
+@functools.partial(jax.jit, static_argnames=("fit_scale", "reach", "batch"))
+def solve_all(
+    found,
+    problems: Problem,
+    units: Units,
+    shapes,
+    kernels,
+    count,
+    dials: Dials,
+    *,
+    fit_scale: bool,
+    reach: int,
+    batch: int,
+) -> Solution:
+    """`solution` for the first ``count`` of a queue; arguments have an axis more, but kernels may be None."""
 
-        def last(one):
-            found, problem, unit, shape, kernel = one
-            return solution(found, problem, unit, shape, kernel, dials, fit_scale=fit_scale, reach=reach)
+    def one(queued):
+        found, problem, unit, shape, kernel = queued
+        return solution(found, problem, unit, shape, kernel, dials, fit_scale=fit_scale, reach=reach)
 
-        solutions = _batches(last, (found, problems, units, shapes, kernels), count, batch)
-        # Apart, lest the compiler mixes it with the above in ways that let the last bit depend on the place in a batch.
-        return _batches(lambda one: describe(one[0], one[1], dials), (solutions, shapes), count, batch)
+    return _batches(one, (found, problems, units, shapes, kernels), count, batch)
 
-    return jax.jit(program)
+
+@functools.partial(jax.jit, static_argnames="batch")
+def describe_all(solutions: Solution, shapes, count, dials: Dials, *, batch: int) -> FitResult:
+    """`describe` for the first ``count`` of a queue; arguments have an axis more."""
+    return _batches(lambda queued: describe(queued[0], queued[1], dials), (solutions, shapes), count, batch)
