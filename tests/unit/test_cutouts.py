@@ -60,7 +60,7 @@ def padded(plane, x, y, size):
 # ---- tables
 
 
-@pytest.mark.parametrize("name", ["t.fits", "t.csv", "t.ecsv", "t.vot", "t.dat"])
+@pytest.mark.parametrize("name", ["t.fits", "t.csv", "t.ecsv", "t.vot", "t.parquet", "t.dat"])
 def test_every_format_gives_the_same_positions(tmp_path, name):
     file = tmp_path / name
     table = Table({"ID": ["a", "b"], "RA": [150.25, 0.5], "Dec": [-2.5, 89.0]})
