@@ -255,7 +255,7 @@ def _sky(file: str, hdu: int, changed_ns: int, column: str | None) -> Sky:
     try:
         header = read_header(file, hdu)
         unit = _unit(header, column)
-        wcs = read_celestial(file, hdu, column)
+        wcs = read_celestial(file, header, column)
     except (ValueError, OSError) as error:
         runtime.LOG.warning("%s: HDU %d: %s", file, hdu, error)
         return Sky(None, None, False, unit)

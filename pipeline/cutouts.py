@@ -19,7 +19,7 @@ from scipy.spatial import KDTree
 from pipeline.carry import Value, plain
 from pipeline.detection import find_sources
 from pipeline.hdus import few, spelt
-from pipeline.images import LEAST, NEAR, Block, Rejected, as_runs, scan_file
+from pipeline.images import LEAST, NEAR, Block, Rejected, as_runs, read_header, scan_file
 from pipeline.sky import pixel_position, read_celestial
 
 #: Names of the columns, in small letters: right ascension and declination as catalogues call them (also VizieR and
@@ -195,7 +195,7 @@ def _on_plane(positions: Positions, block: Block, column: str | None) -> tuple[n
     """Positions on the planes of a block [pixel], NaN where they have none."""
     if positions.kind == "pixel":
         return positions.first, positions.second
-    wcs = read_celestial(block.file, block.hdu, column)
+    wcs = read_celestial(block.file, read_header(block.file, block.hdu), column)
     if wcs is None:
         msg = f"{positions.file} has positions on the sky, and its header says nothing of the sky (no CTYPE of RA, Dec)"
         raise ValueError(msg)

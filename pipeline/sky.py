@@ -21,7 +21,6 @@ from astropy.time import Time
 from astropy.wcs import WCS, NoConvergence
 
 from pipeline.columns import BEAM, LIMITS, RESOLVED_ERRORS, SKY
-from pipeline.images import read_header
 from pipeline.model import FWHM_PER_SIGMA
 from pipeline.uncertainty import direction_error
 
@@ -101,15 +100,14 @@ def celestial(header: fits.Header, *, column: str | None = None, hdus: fits.HDUL
     return wcs
 
 
-def read_celestial(file: str, hdu: int, column: str | None = None) -> WCS | None:
-    """`celestial` of an HDU of a file, distortions given as tables in other HDUs included.
+def read_celestial(file: str, header: fits.Header, column: str | None = None) -> WCS | None:
+    """`celestial` of a header of a file, distortions given as tables in other HDUs included.
 
     Raises
     ------
     ValueError, OSError
-        As `celestial`, or if the header cannot be read.
+        As `celestial`, or if the file cannot be read.
     """
-    header = read_header(file, hdu)
     if not any(re.match("CPDIS|D2IM", key) for key in header):
         return celestial(header, column=column)
     with fits.open(file) as hdus:

@@ -13,6 +13,7 @@ from astropy.wcs import WCS
 
 from pipeline import sky
 from pipeline.columns import BEAM, LIMITS, SKY
+from pipeline.images import read_header
 from pipeline.uncertainty import direction_error
 
 SHAPES = ("fwhm_major_sky", "fwhm_minor_sky", "pa_sky")
@@ -671,7 +672,8 @@ def test_lookup_tables_in_an_hdu_that_is_broken(tmp_path):
         plain[f"DP{axis}"] = value
     table = fits.ImageHDU(np.zeros((4, 4), "f4"), name="WCSDVARR")
     fits.HDUList([fits.PrimaryHDU(np.zeros((9, 9), "f4"), plain), table]).writeto(tmp_path / "a.fits")
-    assert sky.read_celestial(str(tmp_path / "a.fits"), 0) is not None
+    whole, broken = str(tmp_path / "a.fits"), str(tmp_path / "b.fits")
+    assert sky.read_celestial(whole, read_header(whole, 0)) is not None
     raw = (tmp_path / "a.fits").read_bytes()
     for good, bad in (
         (b"XTENSION= 'IMAGE   '", b"XTENSION= 'FOREIGN '"),
@@ -679,7 +681,7 @@ def test_lookup_tables_in_an_hdu_that_is_broken(tmp_path):
     ):
         (tmp_path / "b.fits").write_bytes(raw.replace(good, bad))
         with pytest.raises(ValueError, match="unusable WCS"):
-            sky.read_celestial(str(tmp_path / "b.fits"), 0)
+            sky.read_celestial(broken, read_header(broken, 0))
 
 
 def test_what_else_is_in_the_header_does_no_harm():
