@@ -155,7 +155,7 @@ def stores(arguments) -> dict:
                 expect(results, count)
                 fit = used(results / "results")["fit"][1]
                 shutil.rmtree(results)
-                if repeat or arguments.repeats == 1:  # the first one compiles, and fills the cache of files
+                if repeat:  # the first one compiles, and fills the cache of files
                     for key, value in (("scan", scan), ("read", read), ("run", run), ("fit", fit)):
                         row[key].append(value)
                 print(f"{name}: scan {scan:.1f} s, read {read:.1f} s, whole run {run:.1f} s", flush=True)
