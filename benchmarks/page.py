@@ -262,6 +262,10 @@ SECTIONS = {
 }
 
 
+#: Studies that are in the picture.
+DRAWN = {"engines", "sizes", "counts"}
+
+
 def summary(stored) -> str:
     """The few numbers that a reader came for."""
     lines = []
@@ -299,6 +303,13 @@ def summary(stored) -> str:
             f"{number(np.median(ours['memory']))} MB, against {spread(other['seconds'])} s and "
             f"{number(np.median(other['memory']))} MB by automatic differentiation."
         )
+    if "scale" in stored:
+        for name, row in stored["scale"]["results"].items():
+            memory = max(memory for _, _, memory in row["rules"].values())
+            lines.append(
+                f"{row['count']:,} stamps ({name}) from the files to the catalogue: {number(row['seconds'])} s, "
+                f"{number(row['count'] / row['seconds'])} images/s, no job above {number(memory)} MB."
+            )
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -327,6 +338,10 @@ def write(stored, folder: Path) -> None:
     """Write ``benchmarks.md`` and ``pictures/benchmarks.png`` into ``folder``."""
     sections = [make(stored[name]["results"]) for name, make in SECTIONS.items() if name in stored]
     missing = [name for name in SECTIONS if name not in stored]
+    picture = ""
+    if DRAWN & stored.keys():
+        text = "Rates by peer; time of a fit against the side of the image; time against the count"
+        picture = f"![{text}](pictures/benchmarks.png)\n\n"
     page = f"""# Benchmarks
 
 Written by `make bench`: this package against what a user would take instead, on the same images and the same cores, in
@@ -340,15 +355,14 @@ each image, and a program written for one model in C would not. They start near 
 package compiles first (column *first call*), and for a few hundred images that is most of its time; the workflow keeps
 what it has compiled. Real images have masks and noise maps.
 
-![Rates by peer; time of a fit against the side of the image; time against the count](pictures/benchmarks.png)
-
-{chr(10).join([*sections, machines(stored)])}"""
+{picture}{chr(10).join([*sections, machines(stored)])}"""
     if missing:
         page += f"\nNot run: {', '.join(missing)}.\n"
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     (folder / "benchmarks.md").write_text(page)
     # Without the version of matplotlib in it, the file depends on the picture alone.
-    draw(stored).savefig(folder / "pictures" / "benchmarks.png", dpi=150, metadata={"Software": None})
+    if picture:
+        draw(stored).savefig(folder / "pictures" / "benchmarks.png", dpi=150, metadata={"Software": None})
 
 
 def plain(name) -> str:
