@@ -37,6 +37,8 @@ from pipeline.certificate import calibrate
 from pipeline.columns import CERTIFICATE, COLUMNS, COVARIANCES, ENDINGS, FLAGS, REJECTED, TRUTH, Column
 from pipeline.files import replacing
 
+#: What h5py and json meet in files that are damaged, or none.
+DAMAGED = (OSError, KeyError, ValueError, RuntimeError, AttributeError)
 FORMAT = "cauchyfit catalogue"
 FORMAT_VERSION = 1
 
@@ -181,8 +183,7 @@ def digest_of(path: str | Path) -> str:
     """Digest of what a part, certificate or catalogue was made of; "" where it is none or not whole."""
     try:
         return read_origin(path).get("digest", "")
-    except (OSError, KeyError, ValueError, RuntimeError, AttributeError):
-        # Whatever h5py and json meet in damaged files.
+    except DAMAGED:
         return ""
 
 

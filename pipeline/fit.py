@@ -129,35 +129,26 @@ def fit_stack(
     if mask is None:
         mask = np.broadcast_to(False, data.shape)
 
+    def solved(queue, distance) -> program.Solution:
+        """Of some rows. What is only needed on the way is forgotten on leaving."""
+        count = jnp.asarray(len(queue))
+        pixels = padded(data, queue, np.float64, np.nan)
+        hidden = padded(mask, queue, bool, True)
+        noise = None if noise_map is None else padded(noise_map, queue, np.float64, np.nan)
+        kernel = None if kernels is None else np.resize(kernels[queue], (length, 3))
+        problems, units = program.prepare_all(
+            pixels, hidden, noise, shapes, count, dials, n_background=len(names) - 6 - fit_scale, **settings
+        )
+        found = program.minimise(problems, count, dials, **settings)
+        of = {"fit_scale": fit_scale, "reach": int(distance), "batch": batch}
+        return program.solve_all(found, problems, units, shapes, kernel, count, dials, **of)
+
     queues, solutions = [], []
     for distance in np.unique(reach) if n else [0]:
         rows = np.flatnonzero(reach == distance)
         for low in range(0, max(len(rows), 1), length):
-            queue = rows[low : low + length]
-            count = jnp.asarray(len(queue))
-            pixels = padded(data, queue, np.float64, np.nan)
-            hidden = padded(mask, queue, bool, True)
-            noise = None if noise_map is None else padded(noise_map, queue, np.float64, np.nan)
-            kernel = None if kernels is None else np.resize(kernels[queue], (length, 3))
-            problems, units = program.prepare_all(
-                pixels, hidden, noise, shapes, count, dials, n_background=len(names) - 6 - fit_scale, **settings
-            )
-            found = program.minimise(problems, count, dials, **settings)
-            queues.append(queue)
-            solutions.append(
-                program.solve_all(
-                    found,
-                    problems,
-                    units,
-                    shapes,
-                    kernel,
-                    count,
-                    dials,
-                    fit_scale=fit_scale,
-                    reach=int(distance),
-                    batch=batch,
-                )
-            )
+            queues.append(rows[low : low + length])
+            solutions.append(solved(queues[-1], distance))
     order = np.argsort(np.concatenate(queues))
     return _described(jax.tree.map(lambda *parts: _joined(parts, queues)[order], *solutions), (ny, nx), dials)
 

@@ -14,7 +14,7 @@ import yaml
 from astropy.io import fits
 
 from pipeline import __version__, batches, runtime
-from pipeline.catalogue import digest_of, merge, read_origin, read_rows, write_certificate, write_part
+from pipeline.catalogue import merge, read_origin, read_rows, write_certificate, write_part
 from pipeline.certificate import DONORS, NEEDED, certified, certify, choose, inject
 from pipeline.columns import COLUMNS, COVARIANCES, HARMLESS, empty_rows, parameter_names
 from pipeline.detection import forget_others
@@ -414,7 +414,7 @@ def report(
         benchmarks=benchmarks,
         config=config,
         certificate_seconds=seconds,
-        digest=digest_of(catalogue),
+        digest=read_origin(catalogue)["digest"],
     )
 
 

@@ -223,7 +223,7 @@ class Solution(NamedTuple):
     """A solution in the units of its image, p parameters fitted of q = 6 + background + scale.
 
     public : (q,) parameters. errors, bias : (p,). covariances : four (p, p). converged, positive, enough, degenerate,
-    peak_used : bools for the flags, see `quality.flags`. The rest are columns of the catalogue.
+    judged, peak_used : bools for the flags, see `quality.flags`. The rest are columns of the catalogue.
     """
 
     public: jax.Array
@@ -243,6 +243,7 @@ class Solution(NamedTuple):
     positive: jax.Array
     enough: jax.Array
     degenerate: jax.Array
+    judged: jax.Array
     peak_used: jax.Array
 
 
@@ -297,6 +298,7 @@ def solution(
         positive=positive,
         enough=enough,
         degenerate=degenerate,
+        judged=jnp.asarray(kernel is None),
         peak_used=quality.peak_used(public, image, shape),
     )
 

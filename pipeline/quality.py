@@ -80,7 +80,8 @@ def flags(found, ellipticity_error, shape):
     """Bits of `pipeline.columns.FLAGS` that the fit itself can tell. int64 ().
 
     found : `pipeline.program.Solution`; of its bools ``enough`` tells whether there are pixels enough to fit,
-    ``positive`` whether the Hessian is positive definite, ``degenerate`` whether too many pixels are equal for a scale.
+    ``positive`` whether the Hessian is positive definite, ``degenerate`` whether too many pixels are equal for a scale,
+    ``judged`` whether noise is independent, so that misfits mean something.
     shape : (2,) ny, nx of the image without its padding.
     """
     public, errors, enough = found.public, found.errors, found.enough
@@ -97,9 +98,9 @@ def flags(found, ellipticity_error, shape):
         "ROUND": enough & ~(e >= columns.ROUND_ERRORS * ellipticity_error + 1e-6),
         "TOO_FEW_PIXELS": ~enough,
         "NON_FINITE": ~(jnp.all(jnp.isfinite(public)) & jnp.all(jnp.isfinite(errors))),
-        # Where noise is independent, and misfit asked for, one that is undefined is none that is small.
+        # One that is undefined is none that is small.
         "MISFIT": enough
-        & jnp.isnan(found.noise_fwhm)
+        & found.judged
         & ~(
             (jnp.abs(found.misfit) <= columns.MISFIT_SIGMAS) & (jnp.abs(found.misfit_profile) <= columns.MISFIT_SIGMAS)
         ),

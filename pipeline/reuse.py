@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.catalogue import Part, read_part
+from pipeline.catalogue import DAMAGED, Part, read_part
 from pipeline.columns import COVARIANCES, empty_rows
 
 
@@ -24,7 +24,7 @@ def unchanged(
     none = Part(empty_rows(0), {k: np.empty(square) for k in COVARIANCES}, {name: [] for name in carry}, blocks)
     try:
         part = read_part(old)
-    except (OSError, KeyError):
+    except DAMAGED:
         return none, again
     has = part.blocks["rows"]
     known = {digest: number for number, digest in enumerate(part.blocks["digest"])}

@@ -287,6 +287,14 @@ def test_odd_images_end_as_a_flagged_row(name):
     assert rows["n_pixels"][0] == ODD[name].size
 
 
+@pytest.mark.parametrize(("correlation", "flagged"), [("none", True), ("estimate", False)])
+def test_an_undefined_misfit_is_one_unless_noise_is_correlated(correlation, flagged):
+    """Of an image whose pixels are all the same there are no residuals to judge."""
+    rows, _ = fit.fit_rows(np.full((1, 24, 24), 3.0), correlation=correlation, **DEFAULTS)
+    assert np.isnan(rows["misfit"][0])
+    assert bool(rows["flags"][0] & columns.BIT["MISFIT"]) == flagged
+
+
 def test_negative_source_and_edge_and_low_snr():
     y, x = np.mgrid[:24, :24].astype(float)
     noise = np.random.default_rng(5).standard_normal((3, 24, 24))

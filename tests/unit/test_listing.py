@@ -59,6 +59,7 @@ def test_listing_twice_changes_nothing(entries):
         ("own/*.fits", ["own/b.fits"]),
         ("own/**/*.fits", ["own/b.fits", "own/in/d.fits"]),
         ("own/b.fits", ["own/b.fits"]),
+        ("own*/*.fits", ["own2/c.fits"]),
     ],
 )
 def test_our_own_images_are_found_only_by_name(tmp_path, monkeypatch, entry, wanted):
