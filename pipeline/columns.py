@@ -58,8 +58,8 @@ FLAGS = (
     Flag(
         "MISFIT",
         6,
-        f"|misfit| or |misfit_profile| > {MISFIT_SIGMAS:g} or, for independent noise, undefined: residuals under the source "
-        "differ from those around it, or what is left is more peaked or flatter than a Gaussian",
+        f"|misfit| or |misfit_profile| > {MISFIT_SIGMAS:g} or, for independent noise, undefined: residuals under the "
+        "source differ from those around it, or what is left is more peaked or flatter than a Gaussian",
     ),
     Flag("MASKED_PEAK", 7, "the pixel nearest to the centre is masked"),
     Flag(
