@@ -66,6 +66,9 @@ def settings() -> argparse.Namespace:
         parser.error(f"got {', '.join(sorted(unknown))}, wanted {', '.join(STUDIES)} or page")
     if given.quick:
         vars(given).update(QUICK)
+    for name, unit in (("stored", stores.CHUNK), ("most", 10 * stores.CHUNK)):
+        if getattr(given, name) % unit:
+            parser.error(f"--{name}: got {getattr(given, name)}, wanted a multiple of {unit}")
     given.studies = given.studies or list(STUDIES)
     return given
 

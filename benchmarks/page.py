@@ -207,8 +207,8 @@ def stores_section(results) -> str:
     return f"""## Ways to keep many stamps
 
 {count:,} stamps of 32 x 32 pixels (float32): read by one core as a fit reads them, and run whole by Snakemake, a job a
-core and the default `shard_size`; files were in the cache of the system, compiled programs there. *Scan and read*:
-their time over that of the fits (reading included), both on one core.
+core and four shards a core. Files were in the cache of the system, compiled programs there. *Scan and read*: their time
+over that of the fits (reading included, the start of processes not), both on one core.
 
 {table(["store", *head], cells)}
 """
@@ -218,16 +218,15 @@ def scale_section(results) -> str:
     """What large runs took."""
     cells = []
     for name, row in results.items():
-        for rule, (jobs, seconds, memory) in sorted(row["rules"].items(), key=lambda item: -item[1][1]):
-            cells.append(
-                (name, f"{row['count']:,}", f"{row['seconds']:.0f}", rule, jobs, number(seconds), number(memory))
-            )
+        rules = sorted(row["rules"].items(), key=lambda item: -item[1][1])
+        text = ", ".join(f"{jobs} {rule} {number(seconds)} s" for rule, (jobs, seconds) in rules)
+        cells.append((name, f"{row['count']:,}", number(row["seconds"]), number(row["memory"]), text))
     return f"""## A million stamps
 
-Runs by Snakemake with a job a core and default settings; what each rule used, by Snakemake's own measurement. Peak
-memory is that of one job.
+Runs by Snakemake with a job a core and default settings; compiled programs were there. Peak memory is the most that one
+process held.
 
-{table(["store", "images", "run [s]", "rule", "jobs", "seconds, all jobs", "peak memory [MB]"], cells)}
+{table(["store", "images", "run [s]", "peak memory [MB]", "jobs, and their seconds together"], cells)}
 """
 
 
@@ -305,10 +304,9 @@ def summary(stored) -> str:
         )
     if "scale" in stored:
         for name, row in stored["scale"]["results"].items():
-            memory = max(memory for _, _, memory in row["rules"].values())
             lines.append(
                 f"{row['count']:,} stamps ({name}) from the files to the catalogue: {number(row['seconds'])} s, "
-                f"{number(row['count'] / row['seconds'])} images/s, no job above {number(memory)} MB."
+                f"{number(row['count'] / row['seconds'])} images/s, no process above {number(row['memory'])} MB."
             )
     return "\n".join(f"- {line}" for line in lines)
 

@@ -14,6 +14,7 @@ from astropy.io import fits
 from benchmarks import workers
 from benchmarks.workflow import expect, snakemake
 from pipeline import batches
+from pipeline.catalogue import read_origin
 from pipeline.config import check_config
 from pipeline.images import scan_file
 from pipeline.listing import list_files
@@ -86,15 +87,33 @@ STORES: dict[str, Callable[[Path, int], None]] = {
 }
 
 
-def settings(store: str, folder: Path) -> dict:
-    """The config that fits all that is in a folder."""
-    column = {"column": "IMAGE"} if store == "column of a table" else {}
-    return {"source": "images", "images": {"files": [str(folder)], **column}}
+#: What the section ``images`` has to say of a store beside its files.
+COLUMN = {"column of a table": {"column": "IMAGE"}}
+
+
+def settings(store: str, count: int) -> dict:
+    """The config of a run beside the folder ``images`` that fits all in it, by four jobs a core or more.
+
+    By a relative name: what it is divides single files among the shards.
+    """
+    shard_size = -(-count // (4 * len(workers.cores())))
+    return {"source": "images", "images": {"files": ["../images"], **COLUMN.get(store, {})}, "shard_size": shard_size}
+
+
+def warm(scratch: Path) -> None:
+    """A run that fills the cache of compiled programs."""
+    (scratch / "images").mkdir()
+    _cube(scratch / "images", CHUNK)
+    snakemake(scratch / "run", settings("one cube", CHUNK))
+    shutil.rmtree(scratch / "images")
+    shutil.rmtree(scratch / "run")
 
 
 def ingest(store: str, folder: Path, count: int) -> tuple[float, float]:
     """Seconds that one core takes to scan, and to read, all images in a folder as jobs do."""
-    config = check_config(settings(store, folder))["images"]
+    config = check_config(settings(store, count) | {"images": {"files": [str(folder)], **COLUMN.get(store, {})}})[
+        "images"
+    ]
     reading = {key: value for key, value in config.items() if key != "files"} | {"folder": folder / "detections"}
     began = workers.clock()
     found, _ = list_files(config["files"])
@@ -110,19 +129,19 @@ def ingest(store: str, folder: Path, count: int) -> tuple[float, float]:
     return between - began, ended - between
 
 
-def used(results: Path) -> dict[str, tuple[int, float, float]]:
-    """Jobs, their seconds together and the most memory of one [MB], by rule, from what Snakemake has measured."""
-    found: dict[str, list[tuple[float, float]]] = {}
+def used(results: Path) -> dict[str, tuple[int, float]]:
+    """Jobs and their seconds together, by rule, from what Snakemake has measured."""
+    found: dict[str, list[float]] = {}
     for path in (results / "benchmarks").rglob("*.tsv"):
         head, line, *_ = (row.split("\t") for row in path.read_text().splitlines())
-        row = dict(zip(head, line, strict=True))
         rule = path.relative_to(results / "benchmarks").parts[0].removesuffix(".tsv")
-        # Of a job of less than a second it has measured no memory.
-        found.setdefault(rule, []).append((float(row["s"]), float(row["max_rss"].replace("-", "nan"))))
-    return {
-        rule: (len(jobs), sum(seconds for seconds, _ in jobs), float(np.nanmax([memory for _, memory in jobs])))
-        for rule, jobs in found.items()
-    }
+        found.setdefault(rule, []).append(float(dict(zip(head, line, strict=True))["s"]))
+    return {rule: (len(seconds), sum(seconds)) for rule, seconds in found.items()}
+
+
+def fit_seconds(results: Path) -> float:
+    """What all fits took together, reading included, without the start of their processes."""
+    return sum(read_origin(part)["seconds"] for part in (results / "parts").glob("*.h5"))
 
 
 def work(said: str, results: Path) -> tuple[dict[str, int], int]:
@@ -138,49 +157,49 @@ def work(said: str, results: Path) -> tuple[dict[str, int], int]:
 
 
 def stores(arguments) -> dict:
-    """By store: bytes, seconds to scan and to read on one core and of a whole run, for each repeat; and of the fits."""
+    """By store: bytes, seconds to scan and to read on one core, of the fits, and of a whole run, for each repeat."""
     count = arguments.stored
     rows = {}
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        warm(scratch)
+        images, run = scratch / "images", scratch / "run"
         for name, write in STORES.items():
-            folder = Path(scratch, "images")
-            folder.mkdir()
-            write(folder, count)
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            row: dict = {"bytes": size, "scan": [], "read": [], "run": [], "fit": []}
-            for repeat in range(arguments.repeats + 1):
-                scan, read = workers.alone(workers.cores()[:1], ingest, name, folder, count)
-                results = Path(scratch, "run")
-                run, _ = snakemake(results, settings(name, folder))
-                expect(results, count)
-                fit = used(results / "results")["fit"][1]
-                shutil.rmtree(results)
-                if repeat:  # the first one compiles, and fills the cache of files
-                    for key, value in (("scan", scan), ("read", read), ("run", run), ("fit", fit)):
-                        row[key].append(value)
-                print(f"{name}: scan {scan:.1f} s, read {read:.1f} s, whole run {run:.1f} s", flush=True)
+            images.mkdir()
+            write(images, count)
+            size = sum(path.stat().st_size for path in images.rglob("*") if path.is_file())
+            row: dict = {"bytes": size, "scan": [], "read": [], "fit": [], "run": []}
+            for _ in range(arguments.repeats):
+                scan, read = workers.alone(workers.cores()[:1], ingest, name, images, count)
+                whole = snakemake(run, settings(name, count))
+                expect(run, count)
+                taken = (("scan", scan), ("read", read), ("fit", fit_seconds(run / "results")), ("run", whole.seconds))
+                for key, value in taken:
+                    row[key].append(value)
+                shutil.rmtree(run)
+                print(name, *(f"{key} {value:.1f} s" for key, value in taken), sep=", ", flush=True)
             rows[name] = row
-            shutil.rmtree(folder)
+            shutil.rmtree(images)
     return {"count": count, "stores": rows}
 
 
 def scale(arguments) -> dict:
-    """By store: the number of images, the seconds of the run, the size of the catalogue, and what each rule used."""
+    """By store: number of images, seconds and peak memory of the run [MB], and what each rule used; default shards."""
+    most = arguments.most
     rows = {}
-    for name, count in (
-        ("one cube", arguments.most),
-        ("files of 1,000", arguments.most),
-        ("single files", arguments.most // 10),
-    ):
-        with tempfile.TemporaryDirectory() as scratch:
-            folder, results = Path(scratch, "images"), Path(scratch, "run")
-            folder.mkdir()
-            STORES[name](folder, count)
-            seconds, _ = snakemake(results, settings(name, folder))
-            expect(results, count)
-            size = (results / "results" / "catalogue.h5").stat().st_size
-            rows[name] = {"count": count, "seconds": seconds, "bytes": size, "rules": used(results / "results")}
-            print(f"{count} images, {name}: {seconds:.0f} s", flush=True)
+    for name, count in (("one cube", most), ("files of 1,000", most), ("single files", most // 10)):
+        with tempfile.TemporaryDirectory() as folder:
+            scratch = Path(folder)
+            warm(scratch)
+            (scratch / "images").mkdir()
+            STORES[name](scratch / "images", count)
+            config = settings(name, count)
+            del config["shard_size"]
+            run = snakemake(scratch / "run", config)
+            expect(scratch / "run", count)
+            rows[name] = {"count": count, "seconds": run.seconds, "memory": run.memory}
+            rows[name]["rules"] = used(scratch / "run" / "results")
+            print(f"{count} images, {name}: {run.seconds:.0f} s, {run.memory:.0f} MB", flush=True)
     return rows
 
 
@@ -188,35 +207,31 @@ def changes(arguments) -> dict:
     """What each change of one of many single files costs: seconds, jobs by rule, images fitted."""
     count = arguments.most // 10
     rows = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, results = Path(scratch, "images"), Path(scratch, "run")
-        folder.mkdir()
-        _single(folder, count)
-        first, second, third, fourth = sorted(folder.rglob("*.fits"))[100:104]
-
-        def touch() -> None:
-            os.utime(first)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        warm(scratch)
+        images, run = scratch / "images", scratch / "run"
+        images.mkdir()
+        _single(images, count)
+        first, second, third, fourth = sorted(images.rglob("*.fits"))[100:104]
 
         def replace() -> None:
             data = fits.getdata(second)
             fits.PrimaryHDU(data + np.float32(1)).writeto(second, overwrite=True)
 
-        def add() -> None:
-            shutil.copy(third, folder / "new.fits")
-
-        steps: dict[str, tuple[Callable[[], None], int]] = {
+        steps: dict[str, tuple[Callable[[], object], int]] = {
             "first run": (lambda: None, count),
             "nothing": (lambda: None, count),
-            "one touched": (touch, count),
+            "one touched": (lambda: os.utime(first), count),
             "one changed": (replace, count),
-            "one added": (add, count + 1),
+            "one added": (lambda: shutil.copy(third, images / "new.fits"), count + 1),
             "one removed": (fourth.unlink, count),
         }
         for name, (change, wanted) in steps.items():
             change()
-            seconds, said = snakemake(results, settings("single files", folder))
-            expect(results, wanted)
-            jobs, fitted = work(said, results / "results")
-            rows[name] = {"seconds": seconds, "jobs": jobs, "fitted": fitted}
-            print(f"{name}: {seconds:.1f} s, {jobs}, {fitted} images fitted", flush=True)
+            took = snakemake(run, settings("single files", count))
+            expect(run, wanted)
+            jobs, fitted = work(took.said, run / "results")
+            rows[name] = {"seconds": took.seconds, "jobs": jobs, "fitted": fitted}
+            print(f"{name}: {took.seconds:.1f} s, {jobs}, {fitted} images fitted", flush=True)
     return {"count": count, "changes": rows}

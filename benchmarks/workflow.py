@@ -1,10 +1,12 @@
 """The whole workflow, from a FITS stack to the merged catalogue: what one image more costs, and what a run costs."""
 
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -17,23 +19,32 @@ from pipeline.config import check_config
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def snakemake(folder: Path, config: dict) -> tuple[float, str]:
-    """Seconds that Snakemake takes for the catalogue by a config in a folder, one job a core, and what it says."""
+class Run(NamedTuple):
+    """What a run took: seconds, the most memory that one of its processes held [MB], and what it said."""
+
+    seconds: float
+    memory: float
+    said: str
+
+
+def snakemake(folder: Path, config: dict) -> Run:
+    """A run by a config in a folder, as far as the catalogue, one job a core."""
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     where = ("--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--cores", str(len(workers.cores())))
-    began = workers.clock()
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", *where, "results/catalogue.h5"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    seconds = workers.clock() - began
-    if done.returncode:
-        raise RuntimeError(done.stdout)
-    return seconds, done.stdout
+    words = [sys.executable, "-m", "snakemake", *where, "results/catalogue.h5"]
+    with tempfile.TemporaryFile("w+") as said:
+        began = workers.clock()
+        process = subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT)
+        # Its own memory, and that of all processes that it has waited for.
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = workers.clock() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        text = said.read()
+    if process.returncode:
+        raise RuntimeError(text)
+    return Run(seconds, usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3), text)
 
 
 def expect(folder: Path, count: int) -> None:
@@ -53,10 +64,10 @@ def catalogue(stack: Path, count: int, precision: str) -> float:
         "fit": {"precision": precision},
         "shard_size": -(-count // len(workers.cores())),
     }
-    seconds, _ = snakemake(folder, config)
+    run = snakemake(folder, config)
     expect(folder, count)
     shutil.rmtree(folder)
-    return seconds
+    return run.seconds
 
 
 def study(arguments) -> dict:
