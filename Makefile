@@ -57,15 +57,13 @@ run: $(INSTALLED) $(PLUGIN)
 # A file is tested by one worker: what its tests share, whole runs and a cluster among it, is made once. Marks of
 # pytest-xdist for groups do nothing with pytest 9.2. In the order of testpaths, not of the number of tests in a file:
 # what takes minutes comes first, so that no worker ends with it while the others have nothing to do.
-# One worker more than cores: some wait, for Snakemake or for SLURM.
-test: WORKERS = $(shell $(VENV) -c 'import os; print(min(8, 1 + os.cpu_count()))')
 test: $(INSTALLED) $(TESTED)
 	$(VENV) -m ruff check
 	$(VENV) -m ruff format --check
 	$(VENV) -m snakefmt --check Snakefile workflow
 	$(VENV) -m mypy
 	$(VENV) docs/tables.py --check
-	$(VENV) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(VENV) -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: .venv/installed
 	$(VENV) -m benchmarks.bench $(ARGS)

@@ -228,7 +228,8 @@ def test_what_is_lost_is_submitted_again_with_more_time_and_memory(runs, which, 
 
 def test_finished_shards_are_not_fitted_again(runs):
     again = {job["Comment"] for job in runs.jobs[runs.killed :] if "TresPerJob" not in job}
-    assert again == {runs.late["Comment"], "rule_certificate", "rule_catalogue", "rule_report"}
+    # The late one was running when the driver was killed, and may have ended before the next driver looked.
+    assert again - {runs.late["Comment"]} == {"rule_certificate", "rule_catalogue", "rule_report"}
 
 
 def test_a_fit_has_the_gpu_it_asks_for_and_says_so_if_it_finds_none(runs):
