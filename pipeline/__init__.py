@@ -20,6 +20,7 @@ newton       one step of the minimiser; knows no images
 slots        many iterations of different length at once
 correlation  noise whose pixels are not independent
 uncertainty  four covariances, biases, errors of derived quantities
+traced       programs that are traced once for all processes
 quality      what a fit says about itself, flags
 program      the compiled fit of a queue of images of one shape
 fit          stacks of images -> rows and covariances

@@ -6,13 +6,12 @@ units (`solve_all`), derived quantities and flags (`describe_all`). Four program
 differ for one of them share the others.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pipeline import columns, likelihood, moments, newton, quality, slots, start, uncertainty
+from pipeline import columns, likelihood, moments, newton, quality, slots, start, traced, uncertainty
 
 BURST = 2  # steps between two looks at which slots are done
 LEAST_SCALE = 1e-3  # to start from, in working units
@@ -186,7 +185,7 @@ def _rounding(free, precision):
     return float(jnp.finfo(precision).eps) * (1.0 + jnp.abs(free[2]) * jnp.exp(-free[-1]))
 
 
-@functools.partial(jax.jit, static_argnames=("fit_scale", "precision", "batch"))
+@traced.kept
 def minimise(problems: Problem, count, dials: Dials, *, fit_scale: bool, precision: str, batch: int):
     """The free vectors of a queue of problems, whether they converged, and the number of steps.
 
@@ -342,7 +341,7 @@ def _batches(function, stacks, count, batch: int):
     return jax.lax.fori_loop(0, (count + batch - 1) // batch, put, empty)
 
 
-@functools.partial(jax.jit, static_argnames=("n_background", "fit_scale", "precision", "batch"))
+@traced.kept
 def prepare_all(
     data, mask, noise, shapes, count, dials: Dials, *, n_background: int, fit_scale: bool, precision: str, batch: int
 ) -> tuple[Problem, Units]:
@@ -357,7 +356,7 @@ def prepare_all(
     return _batches(one, (data, mask, noise, shapes), count, batch)
 
 
-@functools.partial(jax.jit, static_argnames=("fit_scale", "reach", "batch"))
+@traced.kept
 def solve_all(
     found,
     problems: Problem,
@@ -380,7 +379,10 @@ def solve_all(
     return _batches(one, (found, problems, units, shapes, kernels), count, batch)
 
 
-@functools.partial(jax.jit, static_argnames="batch")
+@traced.kept
 def describe_all(solutions: Solution, shapes, count, dials: Dials, *, batch: int) -> FitResult:
     """`describe` for the first ``count`` of a queue; arguments have an axis more."""
     return _batches(lambda queued: describe(queued[0], queued[1], dials), (solutions, shapes), count, batch)
+
+
+traced.register((likelihood.Image, Dials, Problem, Units, Solution, FitResult))
