@@ -75,7 +75,7 @@ def of_blocks(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: lis
             runs = _unspoilt(block, first, min(first + step, block.stop), reading, rejected)
             for start, stack, carried in (part for run in runs for part in _read(block, *run, reading, rejected)):
                 # Now, while the reader still knows where the header lies.
-                sky = _sky(block.file, block.hdu, block.changed_ns, reading["column"])
+                sky = _sky(block.file, block.hdu, block.version, reading["column"])
                 place = position + start - block.start
                 waiting.setdefault(shape, []).append(Piece(block, start, place, stack, carried, sky))
                 pixels += stack.data.size
@@ -242,12 +242,12 @@ def of_rows(
 def _piece(block: Block, number: int, position: int, reading: Mapping[str, Any], header: bool) -> Piece:
     """One image as a piece, with what its header says or without."""
     stack = read_images(block, number, number + 1, **reading)
-    sky = _sky(block.file, block.hdu, block.changed_ns, reading["column"]) if header else NO_SKY
+    sky = _sky(block.file, block.hdu, block.version, reading["column"]) if header else NO_SKY
     return Piece(block, number, position, stack, {}, sky)
 
 
 @functools.lru_cache(maxsize=1)
-def _sky(file: str, hdu: int, changed_ns: int, column: str | None) -> Sky:
+def _sky(file: str, hdu: int, version: int, column: str | None) -> Sky:
     """What the header of an HDU says of sky, beam and unit; the last one is kept, for blocks read in several pieces."""
     from pipeline.sky import beam, read_celestial
 

@@ -131,7 +131,7 @@ def forget_others(folder: str | Path, blocks: Iterable[Block], **images: Any) ->
 
 def _path(block: Block, plane: int, folder: str | Path, images: Mapping[str, Any]) -> Path:
     settings = {key: images.get(key) for key in ("column", "saturation", *MAPS)} | images["cutouts"]["detect"]
-    of = [block.file, block.hdu, plane, block.size, block.changed_ns, settings, sep.__version__, __version__]
+    of = [block.file, block.hdu, plane, block.size, block.version, settings, sep.__version__, __version__]
     return Path(folder, f"{hashlib.blake2b(json.dumps(of).encode(), digest_size=16).hexdigest()}.fits")
 
 

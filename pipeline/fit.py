@@ -18,7 +18,7 @@ SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
 #: is to stay in its cache (16 or 48 images of 32 x 32 are no faster than 32); an accelerator wants to be full.
 BATCH_PIXELS, MAX_BATCH, QUEUE_PIXELS = 1 << 15, 32, 1 << 21
 ACCELERATOR_PIXELS, ACCELERATOR_BATCH, ACCELERATOR_QUEUE = 1 << 23, 1 << 13, 1 << 26
-DESCRIBED = 1 << 11  # fits that are described in one call
+DESCRIBED_AT_ONCE = 1 << 11  # fits
 
 
 def padded_side(size: int) -> int:
@@ -140,8 +140,8 @@ def fit_stack(
             pixels, hidden, noise, shapes, count, dials, n_background=len(names) - 6 - fit_scale, **settings
         )
         found = program.minimise(problems, count, dials, **settings)
-        of = {"fit_scale": fit_scale, "reach": int(distance), "batch": batch}
-        return program.solve_all(found, problems, units, shapes, kernel, count, dials, **of)
+        arrays = found, problems, units, shapes, kernel, count, dials
+        return program.solve_all(*arrays, fit_scale=fit_scale, reach=int(distance), batch=batch)
 
     queues, solutions = [], []
     for distance in np.unique(reach) if n else [0]:
@@ -161,7 +161,7 @@ def _joined(parts, queues) -> np.ndarray:
 
 def _described(solutions: program.Solution, shape: tuple[int, int], dials: program.Dials) -> FitResult:
     """Fits with all that is derived from them, by a program that is the same for all image sizes."""
-    batch, length = (MAX_BATCH, DESCRIBED) if jax.default_backend() == "cpu" else (ACCELERATOR_BATCH,) * 2
+    batch, length = (MAX_BATCH, DESCRIBED_AT_ONCE) if jax.default_backend() == "cpu" else (ACCELERATOR_BATCH,) * 2
     n = len(solutions.n_pixels)
     shapes = np.broadcast_to(np.array(shape), (length, 2))
     parts, queues = [], []

@@ -9,6 +9,7 @@ decoded by fitsio, and by astropy where fitsio cannot. File names never reach fi
 """
 
 import glob
+import hashlib
 import io
 import itertools
 import os
@@ -45,11 +46,11 @@ SUFFIXES = re.compile(r"\.(fits|fit|fts)(\.(gz|bz2|fz))?$", re.IGNORECASE)
 class Block(NamedTuple):
     """Images ``start`` to ``stop - 1`` of one HDU with planes of ``(ny, nx)``: its planes, or stamps cut out of them.
 
-    ``size`` and ``changed_ns`` (the later of modification and status change) are sums over the file and the files of
-    its mask and maps, so that any change shows. ``stamps``, int64 ``(stop - start, 4)``, has of each stamp its plane,
-    its source, and x and y of its first pixel, which may lie outside the plane; None: image i is plane i. ``carried``
-    has of each stamp what goes along with it from the table of positions, by name, and ``taken`` which of its pixels
-    belong to other positions, as `as_runs` has them.
+    ``size`` [byte] and ``version`` are of the file and the files of its mask and maps together, so that any change
+    shows: ``version`` is the sum of their times of change [ns], or a digest of what is in them. ``stamps``, int64
+    ``(stop - start, 4)``, has of each stamp its plane, its source, and x and y of its first pixel, which may lie
+    outside the plane; None: image i is plane i. ``carried`` has of each stamp what goes along with it from the table of
+    positions, by name, and ``taken`` which of its pixels belong to other positions, as `as_runs` has them.
     """
 
     file: str
@@ -59,7 +60,7 @@ class Block(NamedTuple):
     ny: int
     nx: int
     size: int
-    changed_ns: int
+    version: int
     stamps: np.ndarray | None = None
     carried: Sequence[dict[str, Any]] | None = None
     taken: Sequence[str] | None = None
@@ -141,9 +142,21 @@ def _companions(file: str, pattern: str) -> list[str]:
 
 
 def _stamp(file: str, images: dict[str, Any]) -> tuple[int, int]:
-    status = [hdus.status(file), *map(os.stat, companions(file, **images))]
+    others = companions(file, **images)
+    status = [hdus.status(file), *map(os.stat, others)]
+    size = sum(found.st_size for found in status)
     # The change time too: a copy may bring its old modification time along.
-    return sum(found.st_size for found in status), sum(max(found.st_mtime_ns, found.st_ctime_ns) for found in status)
+    times = [max(found.st_mtime_ns, found.st_ctime_ns) for found in status]
+    if not images.get("checksum"):
+        return size, sum(times)
+    digests = b"".join(map(_content, (file, *others), times))
+    return size, int.from_bytes(hashlib.blake2b(digests, digest_size=7).digest())
+
+
+@lru_cache(maxsize=64)  # a file is read a part at a time
+def _content(file: str, _changed_ns: int) -> bytes:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "blake2b").digest()
 
 
 # ---- which images
@@ -164,7 +177,8 @@ def scan_file(
     column : str, optional
         Column of a binary table whose cells are images (by TDIM).
     **images
-        The rest of the config section: the files of `MAPS` count in ``size`` and ``changed_ns``.
+        The rest of the config section: the files of `MAPS` count in ``size`` and ``version``, a digest if there is
+        ``checksum``.
 
     Returns
     -------
@@ -174,7 +188,7 @@ def scan_file(
         HDUs that announce images but are broken, those asked for that are not there, or the file if it has no image.
     """
     try:
-        size, changed_ns = _stamp(file, images)
+        size, version = _stamp(file, images)
         chosen, rejected = _chosen(file, hdus.layout(file).hdus, hdu)
     except _TROUBLE as error:
         return [], [whole(file, _words(error))]
@@ -189,7 +203,7 @@ def scan_file(
             except ValueError as error:
                 others.append(whole(file, f"{label} {error}", found.number))
                 continue
-            blocks.append(Block(file, found.number, 0, pixels.planes, pixels.ny, pixels.nx, size, changed_ns))
+            blocks.append(Block(file, found.number, 0, pixels.planes, pixels.ny, pixels.nx, size, version))
         if hdu == "auto":
             break
     if hdu not in ("auto", "all"):
@@ -285,6 +299,7 @@ def read_planes(
     background: Any = None,
     saturation: float | str | None = None,
     cutouts: dict[str, Any] | None = None,
+    checksum: bool = False,
     **_: Any,
 ) -> Stack:
     """Read images ``start`` to ``stop - 1``, counted from the first of the HDU, with mask and maps.
@@ -308,6 +323,8 @@ def read_planes(
         in the header of the HDU or else in the first one.
     cutouts : dict, optional
         ``size``: side of the stamps [pixel].
+    checksum : bool
+        Whether the file has changed since the scan is told by what is in it, not by its time.
 
     Notes
     -----
@@ -327,7 +344,7 @@ def read_planes(
     masks, sigmas, levels = (None if one is None else _as_map(one) for one in (mask, uncertainty, background))
     try:
         maps = {"mask": mask, "uncertainty": uncertainty, "background": background}
-        if _stamp(block.file, maps) != (block.size, block.changed_ns):
+        if _stamp(block.file, {**maps, "checksum": checksum}) != (block.size, block.version):
             msg = "it or its mask or one of its maps changed after the scan: run again"
             raise ValueError(msg)
         layout = hdus.layout(block.file)
@@ -686,12 +703,12 @@ def spoilt(
 
 
 def _keyword(block: Block, name: str) -> Value:
-    headers = (_header(block.file, number, block.changed_ns) for number in (block.hdu, 0))
+    headers = (_header(block.file, number, block.version) for number in (block.hdu, 0))
     return next((plain(header[name]) for header in headers if name in header), None)
 
 
 @lru_cache(maxsize=2)
-def _header(file: str, hdu: int, changed_ns: int) -> fits.Header:
+def _header(file: str, hdu: int, version: int) -> fits.Header:
     """Remembered for names that are looked up one after the other."""
     return read_header(file, hdu)
 

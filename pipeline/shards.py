@@ -31,7 +31,7 @@ NAME = r"b-\d{2}-\d{8}|f-[0-9a-f]{16}-\d+-\d+"
 
 #: A row is a block (image), a stamp of the block above it, or what was rejected; what does not apply to it is empty.
 _HEADER = (
-    *("kind", "file", "hdu", "start", "stop", "ny", "nx", "size", "changed_ns"),
+    *("kind", "file", "hdu", "start", "stop", "ny", "nx", "size", "version"),
     *("plane", "source", "x", "y", "carried", "taken", "reason"),
 )
 
@@ -151,8 +151,8 @@ def parse_manifest(manifest: bytes) -> tuple[list[Block], list[Rejected]]:
     stream = io.StringIO(manifest.decode("utf-8", "surrogateescape"), newline="")
     for row in csv.DictReader(stream):
         if row["kind"] == "image":
-            hdu, start, stop, ny, nx, size, changed_ns = (int(row[name]) for name in Block._fields[1:8])
-            blocks.append(Block(row["file"], hdu, start, stop, ny, nx, size, changed_ns))
+            hdu, start, stop, ny, nx, size, version = (int(row[name]) for name in Block._fields[1:8])
+            blocks.append(Block(row["file"], hdu, start, stop, ny, nx, size, version))
         elif row["kind"] == "stamp":
             stamps.setdefault(len(blocks) - 1, []).append((row["plane"], row["source"], row["x"], row["y"]))
             taken.setdefault(len(blocks) - 1, []).append(row["taken"])

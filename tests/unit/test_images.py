@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import tempfile
+import time
 import warnings
 
 import numpy as np
@@ -569,6 +570,33 @@ def test_image_too_large_for_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "fromfile", refuse)
     with pytest.raises(ValueError, match=r"a\.fits: HDU 0: it cannot be read: not enough memory"):
         read_planes(block, 0, 1)
+
+
+def test_a_checksum_tells_what_is_in_a_file_and_not_its_time(tmp_path):
+    file, mask = tmp_path / "a.fits", tmp_path / "a_mask.fits"
+    put(file, ramp(5, 6))
+    put(mask, np.zeros((5, 6), np.uint8))
+    reading = {"mask": {"files": f"{tmp_path}/{{stem}}_mask.fits"}, "checksum": True}
+    (block,), _ = scan_file(str(file), **reading)
+    for one in (file, mask):
+        os.utime(one, ns=(5, 5))
+    assert scan_file(str(file), **reading) == ([block], [])
+    np.testing.assert_array_equal(read_planes(block, 0, 1, **reading).data[0], ramp(5, 6))
+    with pytest.raises(ValueError, match="changed after the scan"):
+        read_planes(block, 0, 1, mask=reading["mask"])
+    for one, values in ((file, ramp(5, 6) + 1), (mask, np.ones((5, 6), np.uint8))):
+        before = one.read_bytes()
+        time.sleep(0.02)  # clocks of file systems tick by milliseconds
+        put(one, values)
+        os.utime(one, ns=(5, 5))
+        (other,), _ = scan_file(str(file), **reading)
+        assert other.size == block.size
+        assert other.version != block.version
+        with pytest.raises(ValueError, match="changed after the scan"):
+            read_planes(block, 0, 1, **reading)
+        time.sleep(0.02)
+        one.write_bytes(before)
+        assert scan_file(str(file), **reading) == ([block], [])
 
 
 def test_file_changed_after_the_scan(tmp_path):

@@ -393,6 +393,20 @@ def test_a_new_a_changed_and_a_removed_image_cost_what_they_are(own_run, images_
     assert "stamps/été.fit".encode() not in files
 
 
+def test_with_checksums_a_copy_of_an_image_is_that_image(images_run, tmp_path):
+    folder = copied(images_run, tmp_path)
+    section = yaml.safe_load((folder / "config.yaml").read_text())
+    section["images"]["checksum"] = True
+    configure(folder, section)
+    snakemake(folder)
+    parts = times(folder, "parts/*.h5")
+    for file in (folder / "stamps").rglob("*.fits"):
+        os.utime(file)
+    assert "Rule: scan" in snakemake(folder)
+    assert times(folder, "parts/*.h5") == parts
+    assert_identical(folder, images_run)
+
+
 def test_lost_manifests_are_written_again(own_run):
     shutil.rmtree(own_run / "results" / "shards")
     parts = times(own_run, "parts/*")
