@@ -1,6 +1,5 @@
 """The whole workflow, from a FITS stack to the merged catalogue: what one image more costs, and what a run costs."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,16 @@ from pipeline.config import check_config
 ROOT = Path(__file__).resolve().parents[1]
 
 
+#: Runs a command, and says what most its processes held. Between us, because a process starts with the peak of the one
+#: that starts it, and we have drawn the images.
+MOST = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:], stdout=sys.stderr)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
+
+
 class Run(NamedTuple):
     """What a run took: seconds, the most memory that one of its processes held [MB], and what it said."""
 
@@ -35,16 +44,13 @@ def snakemake(folder: Path, config: dict) -> Run:
     words = [sys.executable, "-m", "snakemake", *where, "results/catalogue.h5"]
     with tempfile.TemporaryFile("w+") as said:
         began = workers.clock()
-        process = subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT)
-        # Its own memory, and that of all processes that it has waited for.
-        _, status, usage = os.wait4(process.pid, 0)
+        done = subprocess.run([sys.executable, "-c", MOST, *words], stdout=subprocess.PIPE, stderr=said, check=False)
         seconds = workers.clock() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
         said.seek(0)
         text = said.read()
-    if process.returncode:
+    if done.returncode:
         raise RuntimeError(text)
-    return Run(seconds, usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3), text)
+    return Run(seconds, int(done.stdout) / (1e6 if sys.platform == "darwin" else 1e3), text)
 
 
 def expect(folder: Path, count: int) -> None:

@@ -180,11 +180,15 @@ def read_part(path: str | Path) -> Part:
 
 
 def digest_of(path: str | Path) -> str:
-    """Digest of what a part, certificate or catalogue was made of; "" where it is none or not whole."""
+    """Digest of what a part, certificate or catalogue was made of.
+
+    "" where it is none or not whole, or a part without images that were there, and may be again.
+    """
     try:
-        return read_origin(path).get("digest", "")
+        origin = read_origin(path)
     except DAMAGED:
         return ""
+    return "" if origin.get("retry") else origin.get("digest", "")
 
 
 def merge(

@@ -31,6 +31,9 @@ from pipeline.hdus import Hdu, Layout, Pixels
 #: What reading a file may raise; of memory, because one image may be too large where the next is not.
 _TROUBLE = (ValueError, OSError, MemoryError)
 
+#: How reasons end of what was there for the scan, and may be again.
+RETRY = ": run again"
+
 #: Keys of the config section ``images`` that name what lies beside an image.
 MAPS = ("mask", "uncertainty", "background")
 
@@ -147,16 +150,20 @@ def _stamp(file: str, images: dict[str, Any]) -> tuple[int, int]:
     size = sum(found.st_size for found in status)
     # The change time too: a copy may bring its old modification time along.
     times = [max(found.st_mtime_ns, found.st_ctime_ns) for found in status]
-    if not images.get("checksum"):
+    if images.get("changed") != "content":
         return size, sum(times)
     digests = b"".join(map(_content, (file, *others), times))
     return size, int.from_bytes(hashlib.blake2b(digests, digest_size=7).digest())
 
 
-@lru_cache(maxsize=64)  # a file is read a part at a time
-def _content(file: str, _changed_ns: int) -> bytes:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "blake2b").digest()
+@lru_cache(maxsize=4096)  # a file is read a part at a time, and a map may be that of many
+def _content(file: str, changed_ns: int) -> bytes:
+    try:
+        hdus.status(file)  # to open a pipe is to hang
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, "blake2b").digest()
+    except _TROUBLE:
+        return str(changed_ns).encode()  # to read it says what is wrong with it
 
 
 # ---- which images
@@ -177,8 +184,8 @@ def scan_file(
     column : str, optional
         Column of a binary table whose cells are images (by TDIM).
     **images
-        The rest of the config section: the files of `MAPS` count in ``size`` and ``version``, a digest if there is
-        ``checksum``.
+        The rest of the config section: the files of `MAPS` count in ``size`` and ``version``, with
+        ``changed: content`` a digest of them.
 
     Returns
     -------
@@ -299,7 +306,7 @@ def read_planes(
     background: Any = None,
     saturation: float | str | None = None,
     cutouts: dict[str, Any] | None = None,
-    checksum: bool = False,
+    changed: str = "time",
     **_: Any,
 ) -> Stack:
     """Read images ``start`` to ``stop - 1``, counted from the first of the HDU, with mask and maps.
@@ -323,8 +330,8 @@ def read_planes(
         in the header of the HDU or else in the first one.
     cutouts : dict, optional
         ``size``: side of the stamps [pixel].
-    checksum : bool
-        Whether the file has changed since the scan is told by what is in it, not by its time.
+    changed : "time" or "content"
+        What tells whether the file has changed since the scan.
 
     Notes
     -----
@@ -342,11 +349,16 @@ def read_planes(
         keyword of saturation is not there.
     """
     masks, sigmas, levels = (None if one is None else _as_map(one) for one in (mask, uncertainty, background))
+    maps = {"mask": mask, "uncertainty": uncertainty, "background": background}
     try:
-        maps = {"mask": mask, "uncertainty": uncertainty, "background": background}
-        if _stamp(block.file, {**maps, "checksum": checksum}) != (block.size, block.version):
-            msg = "it or its mask or one of its maps changed after the scan: run again"
-            raise ValueError(msg)
+        now = _stamp(block.file, {**maps, "changed": changed})
+    except _TROUBLE as error:
+        msg = f"{block.file}: HDU {block.hdu}: {_words(error)}{RETRY}"
+        raise ValueError(msg) from error
+    if now != (block.size, block.version):
+        msg = f"{block.file}: HDU {block.hdu}: it or its mask or one of its maps changed after the scan{RETRY}"
+        raise ValueError(msg)
+    try:
         layout = hdus.layout(block.file)
         hdu = layout.hdus[block.hdu]
         pixels = hdus.pixels(hdu, column)
@@ -357,7 +369,9 @@ def read_planes(
         if saturation is not None:
             unusable |= data >= _saturation(saturation, layout, hdu, data.dtype)
     except _TROUBLE as error:
-        msg = f"{block.file}: HDU {block.hdu}: {_words(error)}"
+        # What the system says, and not the decoder, may pass: a disk or a network that does not answer.
+        retry = RETRY if getattr(error, "errno", None) else ""
+        msg = f"{block.file}: HDU {block.hdu}: {_words(error)}{retry}"
         raise ValueError(msg) from error
     if masks is not None and not _is_of_rows(hdu, masks):
         unusable |= _mask(*_read_map(block, hdu, pixels.planes, which, masks), masks.bits)

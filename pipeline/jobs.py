@@ -19,7 +19,7 @@ from pipeline.certificate import DONORS, NEEDED, certified, certify, choose, inj
 from pipeline.columns import COLUMNS, COVARIANCES, HARMLESS, empty_rows, parameter_names
 from pipeline.detection import forget_others
 from pipeline.files import keep
-from pipeline.images import Block, near_middle, scan_file
+from pipeline.images import RETRY, Block, near_middle, scan_file
 from pipeline.listing import list_files, listing_digest
 from pipeline.origin import (
     catalogue_digest,
@@ -231,6 +231,7 @@ def fit(
         "images": len(order),
         "fitted": len(order) - len(positions[0]),
         "rejected": len(rejected),
+        "retry": any(row.reason.endswith(RETRY) for row in rejected),
         "seconds": round(time.monotonic() - began, 3),
         "device": device,
         "versions": _versions(),

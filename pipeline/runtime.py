@@ -10,12 +10,23 @@ import shutil
 import signal
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 from types import TracebackType
 
 from pipeline.files import replacing, runs
+from pipeline.origin import content_digest
 
 LOG = logging.getLogger("pipeline")
+
+
+def _sources() -> str:
+    """Digest of the code of this package."""
+    return content_digest(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
+
+
+#: As it was imported: what a process traces is of this code, even if the files have been edited since.
+_SOURCES = _sources()
 
 
 def start_log(path: str | Path) -> None:
@@ -71,7 +82,8 @@ def start_jax(*, threads: int, gpu: int, cache: str | Path) -> str:
     import jax  # here, because jobs that do not compute should not spend a second on it
 
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_compilation_cache_dir", _own_cache(Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", cache))))
+    own = _own_cache(Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", cache)))
+    jax.config.update("jax_compilation_cache_dir", own)
     # The default limits leave out the many small programs, together as slow to compile as the large ones.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -91,6 +103,10 @@ def start_jax(*, threads: int, gpu: int, cache: str | Path) -> str:
         )
         raise RuntimeError(msg)
     LOG.debug("JAX %s on %s, %d thread(s)", jax.__version__, device.device_kind, threads)
+    if jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]  # which JAX makes when it is imported
+        from pipeline import traced
+
+        traced.keep_in(TracedPrograms(Path(own)))
     return str(device.device_kind)
 
 
@@ -98,6 +114,32 @@ def share_cache() -> None:
     """Add what this process has compiled so far to the cache of all jobs. Nothing before `start_jax`."""
     for own, shared in _CACHES.items():
         _share(own, shared)
+
+
+class TracedPrograms:
+    """A `traced.Store` among what JAX has compiled: it ends like JAX's own entries, and is shared as they are."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def read(self, name: str, key: str) -> bytes | None:
+        """The program, or None where there is none or it is damaged."""
+        try:
+            return zlib.decompress(self._path(name, key).read_bytes())
+        except (OSError, zlib.error):
+            return None
+
+    def write(self, name: str, key: str, program: bytes) -> None:
+        """Keep a program; not if the code that it is of is no longer that of the files."""
+        try:
+            if _sources() == _SOURCES:
+                with replacing(self._path(name, key)) as temporary:
+                    temporary.write_bytes(zlib.compress(program))
+        except OSError as error:
+            LOG.warning("the traced program %s is not kept: %s", name, error)
+
+    def _path(self, name: str, key: str) -> Path:
+        return self._folder / f"{name}-{content_digest((_SOURCES + key).encode())}-traced-cache"
 
 
 #: The copies of compile caches that are this process's own, and of which they are.
@@ -142,8 +184,10 @@ def _copy_of(shared: Path) -> Path:
 def _share(own: Path, shared: Path) -> None:
     try:
         for entry in own.glob("*-cache"):
-            if not (shared / entry.name).exists():
-                with replacing(shared / entry.name) as temporary:
+            known = shared / entry.name
+            # What is cut short there was of no use to this process, and was made anew.
+            if not known.exists() or known.stat().st_size < entry.stat().st_size:
+                with replacing(known) as temporary:
                     shutil.copyfile(entry, temporary)
     except OSError as error:
         LOG.warning("compiled programs are not kept in %s: %s", shared, error)

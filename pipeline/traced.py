@@ -1,53 +1,46 @@
 """Programs that are traced once for all processes.
 
 JAX keeps what it has compiled, but each process traces a program anew to find it: three of the four seconds that a job
-waited for its first fit. Here the traced program is kept too, beside the compiled one.
+waited for its first fit. With a store the traced programs are kept too.
 """
 
 import functools
-import logging
-import zlib
+import inspect
+import warnings
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import jax
 import jaxlib
+import numpy as np
 from jax import export
 
-from pipeline.files import replacing
-from pipeline.origin import content_digest
+#: Settings of JAX that change what a program is traced to.
+_SETTINGS = (
+    "jax_enable_x64",
+    "jax_numpy_dtype_promotion",
+    "jax_numpy_rank_promotion",
+    "jax_default_matmul_precision",
+)
 
-LOG = logging.getLogger(__name__)
+
+class Store(Protocol):
+    """Keeps traced programs by name and key, of any length; its keys also tell the code of this package apart."""
+
+    def read(self, name: str, key: str) -> bytes | None:
+        """What was written, whole; None where there is nothing."""
+
+    def write(self, name: str, key: str, program: bytes) -> None:
+        """Keep a program, if that can be done."""
 
 
-def kept(function: Callable) -> Callable:
-    """The function, compiled for each shape of its arguments and each of its settings.
+_store: Store | None = None
 
-    Parameters
-    ----------
-    function : callable
-        Positional arguments and result: pytrees of arrays, of the classes told to `register` or plain containers.
-        Keyword arguments are settings, with a `repr` that tells them apart.
 
-    Returns
-    -------
-    callable
-        Likewise; without a compile cache it is `jax.jit`, with one it keeps there what it has traced.
-    """
-    programs: dict[str, Callable] = {}
-
-    @functools.wraps(function)
-    def call(*arrays, **settings):
-        leaves, tree = jax.tree.flatten(arrays)
-        shapes = [(leaf.shape, str(leaf.dtype)) for leaf in leaves]
-        wide = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # made while jax is imported
-        key = repr((function.__name__, sorted(settings.items()), tree, shapes, wide))
-        if key not in programs:
-            programs[key] = _program(functools.partial(function, **settings), function.__name__, arrays, key)
-        return programs[key](*arrays)
-
-    return call
+def keep_in(store: Store | None) -> None:
+    """Where this process keeps programs from now on; None: nowhere."""
+    global _store
+    _store = store
 
 
 def register(classes: Iterable[type]) -> None:
@@ -56,31 +49,45 @@ def register(classes: Iterable[type]) -> None:
         export.register_namedtuple_serialization(one, serialized_name=f"pipeline.{one.__name__}")
 
 
-def _program(function: Callable, name: str, arrays: tuple, key: str) -> Callable:
-    cache = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if not cache:
-        return jax.jit(function)
-    # JAX's own entries end like this too, and go from the cache of a job to that of all.
-    path = Path(cache) / f"{name}-{content_digest((_made_by() + key).encode())}-traced-cache"
-    try:
-        exported = export.deserialize(bytearray(zlib.decompress(path.read_bytes())))
-    except (OSError, zlib.error):
-        exported = export.export(jax.jit(function))(*arrays)
-        _write(path, exported)
-    # Not the traced function itself: what is compiled is to be the same in the process that traced it.
-    return jax.jit(exported.call)
+def kept(function: Callable) -> Callable:
+    """`jax.jit` of a function whose positional arguments are pytrees of arrays, and keyword arguments settings.
+
+    With a store, their classes must be known to `register`, and the `repr` of settings must tell them apart.
+    """
+    kinds = inspect.signature(function).parameters.values()
+    jitted = jax.jit(function, static_argnames=[one.name for one in kinds if one.kind is one.KEYWORD_ONLY])
+    programs: dict[str, Callable] = {}
+
+    @functools.wraps(function)
+    def call(*arrays, **settings):
+        if _store is None:
+            return jitted(*arrays, **settings)
+        key = _key(arrays, settings)
+        if key not in programs:
+            programs[key] = _program(_store, functools.partial(function, **settings), function.__name__, key, arrays)
+        return programs[key](*arrays)
+
+    return call
 
 
-def _write(path: Path, exported: Any) -> None:
-    try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(zlib.compress(exported.serialize()))
-    except OSError as error:
-        LOG.debug("not kept: %s", error)
+def _key(arrays: tuple, settings: dict) -> str:
+    """All that decides what a function is traced to, beside its code."""
+    leaves, tree = jax.tree.flatten(arrays)
+    kinds = [(leaf.shape, str(leaf.dtype), getattr(leaf, "weak_type", False)) for leaf in leaves]
+    # NumPy, because programs have constants that it has computed.
+    versions = jax.__version__, jaxlib.__version__, np.__version__
+    traced_with = [getattr(jax.config, name) for name in _SETTINGS]
+    return repr((sorted(settings.items()), tree, kinds, versions, jax.default_backend(), traced_with))
 
 
-@functools.cache
-def _made_by() -> str:
-    """What may trace the same arguments to another program: the code of this package, JAX, the kind of device."""
-    sources = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    return repr((jax.__version__, jaxlib.__version__, jax.default_backend(), content_digest(b"".join(sources))))
+def _program(store: Store, function: Callable, name: str, key: str, arrays: tuple) -> Callable:
+    program = store.read(name, key)
+    if program is None:
+        try:
+            program = bytes(export.export(jax.jit(function))(*arrays).serialize())
+        except Exception as error:  # whatever it is: it costs time, and if the function is at fault it says so below
+            warnings.warn(f"each process traces {name} again: {error}", stacklevel=3)
+            return jax.jit(function)
+        store.write(name, key, program)
+    # In the process that has traced it too, so that all compile the same.
+    return jax.jit(export.deserialize(bytearray(program)).call)

@@ -1,8 +1,11 @@
 """Correlated noise: what is known of it in theory, and whether errors hold on it."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize
 
 from pipeline import correlation, fit, likelihood, model
 from pipeline.columns import PARAMETERS
@@ -22,11 +25,28 @@ def an_image() -> likelihood.Image:
     return likelihood.Image(jnp.asarray(r.normal(size=SHAPE)), jnp.asarray(weight), jnp.zeros(2))
 
 
+def test_numbers_of_gaussian_noise_are_those_of_quadrature():
+    x, w = np.polynomial.hermite_e.hermegauss(180)
+    w = w / w.sum()
+    half_width = optimize.brentq(lambda g: w @ (1 / (1 + (x / g) ** 2)) - 0.5, 0.1, 2.0, xtol=1e-15)
+    t = x / half_width
+    psi, slope, chi = t / (1 + t * t), t / (1 + t * t) ** 2, (1 - t * t) / (1 + t * t)
+
+    def weights(f, g, first):
+        """Of Mehler's formula: products of Hermite coefficients of two functions, over the mean of their product."""
+        hermite = {k: w * np.polynomial.hermite_e.hermeval(x, [0] * k + [1]) for k in range(first, first + 20, 2)}
+        return [(h @ f) * (h @ g) / math.factorial(k) / (w @ (f * g)) for k, h in hermite.items()]
+
+    found = half_width, weights(psi, psi, 1), weights(psi, slope, 1), weights(chi, chi, 2)
+    for number, wanted in zip(correlation.GAUSSIAN, found, strict=True):
+        np.testing.assert_allclose(number, wanted, atol=1e-11)
+
+
 def test_what_mehlers_formula_says_of_psi_is_what_a_simulation_finds():
     r = np.random.default_rng(1)
     x, y = r.standard_normal((2, 2_000_000))
     for wanted in (0.2, 0.6, 0.9):
-        pair = [one / correlation.gaussian_noise().half_width for one in (x, wanted * x + np.sqrt(1 - wanted**2) * y)]
+        pair = [one / correlation.GAUSSIAN.half_width for one in (x, wanted * x + np.sqrt(1 - wanted**2) * y)]
         psi = [t / (1 + t * t) for t in pair]
         chi = [(1 - t * t) / (1 + t * t) for t in pair]
         slope = [t / (1 + t * t) ** 2 for t in pair]
@@ -117,7 +137,7 @@ def test_every_second_pair_stands_for_its_neighbours(monkeypatch):
 @pytest.mark.parametrize("fwhm", [2.0, 2.5, 4.0])  # narrower, a kernel sampled at pixels is no Gaussian
 def test_the_kernel_is_found_from_the_residuals(fwhm):
     images = stamps.smooth_noise(np.random.default_rng(2), (20, 64, 64), fwhm)
-    free = jnp.asarray([31.0, 31.0, 0.0, np.log(2.0), 0.0, 0.0, 0.0, np.log(correlation.gaussian_noise().half_width)])
+    free = jnp.asarray([31.0, 31.0, 0.0, np.log(2.0), 0.0, 0.0, 0.0, np.log(correlation.GAUSSIAN.half_width)])
     image = likelihood.Image(jnp.zeros((64, 64)), jnp.ones((64, 64)), jnp.zeros(2))
     found = [
         correlation.kernel_fwhm(correlation.estimate(free, image._replace(data=jnp.asarray(one)), jnp.float64(4096)))
@@ -144,7 +164,7 @@ def test_errors_hold_on_correlated_noise(how):
         axis=0,
     )
     assert np.max(plain) < 0.5
-    truth_of_scale = correlation.gaussian_noise().half_width
+    truth_of_scale = correlation.GAUSSIAN.half_width
     low, left = ((result.params[:, 7] - b - truth_of_scale) / result.errors[:, 7] for b in (0.0, result.bias[:, 7]))
     assert np.mean(low) < -0.75
     assert abs(np.mean(left)) < 0.4

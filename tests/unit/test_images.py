@@ -572,11 +572,11 @@ def test_image_too_large_for_memory(tmp_path, monkeypatch):
         read_planes(block, 0, 1)
 
 
-def test_a_checksum_tells_what_is_in_a_file_and_not_its_time(tmp_path):
+def test_content_tells_what_is_in_a_file_and_not_its_time(tmp_path):
     file, mask = tmp_path / "a.fits", tmp_path / "a_mask.fits"
     put(file, ramp(5, 6))
     put(mask, np.zeros((5, 6), np.uint8))
-    reading = {"mask": {"files": f"{tmp_path}/{{stem}}_mask.fits"}, "checksum": True}
+    reading = {"mask": {"files": f"{tmp_path}/{{stem}}_mask.fits"}, "changed": "content"}
     (block,), _ = scan_file(str(file), **reading)
     for one in (file, mask):
         os.utime(one, ns=(5, 5))
@@ -597,6 +597,17 @@ def test_a_checksum_tells_what_is_in_a_file_and_not_its_time(tmp_path):
         time.sleep(0.02)
         one.write_bytes(before)
         assert scan_file(str(file), **reading) == ([block], [])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_cannot_be_a_mask_is_told_and_not_hung_on(tmp_path, kind):
+    file, mask = put(tmp_path / "a.fits", ramp(5, 6)), tmp_path / "mask.fits"
+    os.mkfifo(mask) if kind == "pipe" else mask.mkdir()
+    reading = {"mask": {"files": str(mask)}, "changed": "content"}
+    (block,), rejected = scan_file(file, **reading)
+    assert not rejected
+    with pytest.raises(ValueError, match=rf"mask\.fits: .*{kind}"):
+        read_planes(block, 0, 1, **reading)
 
 
 def test_file_changed_after_the_scan(tmp_path):

@@ -1,7 +1,9 @@
 """Jobs: the order of rows, images that cannot be read, what headers add. The fit itself is a stand-in."""
 
+import errno
 import logging
 import shutil
+import time
 from pathlib import Path
 
 import h5py
@@ -13,8 +15,8 @@ from astropy.table import MaskedColumn, Table
 import pipeline.catalogue
 import pipeline.fit
 import pipeline.simulate
-from pipeline import batches, jobs, runtime
-from pipeline.catalogue import merge, read_origin, read_part, read_rows, read_summary
+from pipeline import batches, images, jobs, runtime
+from pipeline.catalogue import digest_of, merge, read_origin, read_part, read_rows, read_summary
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, DERIVED, empty_rows, parameter_names
 from pipeline.config import check_config
 from pipeline.correlation import kernel_fwhm
@@ -274,6 +276,48 @@ def test_an_image_that_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
     assert fitted(tmp_path, manifest, again=True)["amp"].tolist() == [1, 2, 5]
     assert read_origin(tmp_path / "part.h5")["fitted"] == 2
     assert len(read_rows(tmp_path / "part.h5", table="rejected")["reason"]) == 0
+
+
+@pytest.mark.parametrize("how", ["gone", "being copied", "no answer"])
+@pytest.mark.parametrize("changed", ["time", "content"])
+def test_an_image_that_may_be_there_again_has_its_part_made_again(tmp_path, monkeypatch, how, changed):
+    for name, values in (("a", 1), ("b", 5), ("c", 7)):
+        write(tmp_path / f"{name}.fits", (2, 8, 8), values)
+    (tmp_path / "c.fits").write_bytes((tmp_path / "c.fits").read_bytes()[:3000])  # broken for good
+    (manifest,) = scanned(tmp_path, [str(tmp_path / "*.fits")], changed=changed)
+    listed, file = manifest.read_bytes(), tmp_path / "b.fits"
+    whole = file.read_bytes()
+    with monkeypatch.context() as patch:
+        if how == "gone":
+            file.rename(tmp_path / "b")
+        elif how == "being copied":
+            time.sleep(0.02)  # clocks of file systems tick by milliseconds
+            file.write_bytes(whole[:4000])
+        else:
+            patch.setattr(images, "_stored", fails_on(images._stored, file, OSError(errno.EIO, "Input/output error")))
+        assert len(fitted(tmp_path, manifest, changed=changed)["amp"]) == 2
+    reasons = read_rows(tmp_path / "part.h5", table="rejected")["reason"].tolist()
+    assert sum(reason.endswith(images.RETRY) for reason in reasons) == 2 < len(reasons)
+    # Whoever looks at it takes it for made of something else; the catalogue of this run takes it as it is.
+    assert (digest_of(tmp_path / "part.h5"), len(read_origin(tmp_path / "part.h5")["digest"])) == ("", 32)
+    if how == "gone":
+        (tmp_path / "b").rename(file)
+    elif how == "being copied":
+        file.write_bytes(whole)
+    (again,) = scanned(tmp_path, [str(tmp_path / "*.fits")], changed=changed)
+    assert again.read_bytes() == listed or changed == "time"
+    assert fitted(tmp_path, again, again=True, changed=changed)["amp"].tolist() == [1, 2, 5, 6]
+    assert read_origin(tmp_path / "part.h5")["fitted"] == 2
+    assert digest_of(tmp_path / "part.h5")
+
+
+def fails_on(read, file: Path, error: OSError):
+    def reading(layout, *arguments):
+        if layout.path == str(file):
+            raise error
+        return read(layout, *arguments)
+
+    return reading
 
 
 def fails_once(read, name: str, plane: int):

@@ -1,5 +1,6 @@
 """The process of a job: what stands in its log, and what it says when it gets no GPU."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def python(program: str, *arguments: str, code: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run a program in a process of its own, because what it sets holds for the whole process."""
     return subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, *arguments], cwd=code, capture_output=True, text=True, check=False
     )
 
 
@@ -105,6 +106,62 @@ def test_a_cache_that_cannot_be_used_stops_nothing(tmp_path, monkeypatch):
     done = python(program, str(tmp_path / "cache"), str(tmp_path / "log"))
     assert (done.returncode, done.stdout) == (0, "2.0\n")
     assert "compiled programs are not kept" in (tmp_path / "log").read_text()
+
+
+TRACING = """
+import sys
+from pipeline import runtime, traced
+runtime.start_log(sys.argv[1])
+runtime.start_jax(threads=1, gpu=0, cache=sys.argv[2])
+
+def double(x, *, by):
+    print("traced")
+    return x * by
+
+import numpy as np
+print(traced.kept(double)(np.ones(1), by=2.0)[0])
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """A copy of the package, which processes import."""
+    copy = tmp_path / "code" / "pipeline"
+    shutil.copytree(ROOT / "pipeline", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    return copy
+
+
+def traces(package: Path, program: str = TRACING) -> bool:
+    """Whether a new process traces the program; its result is right."""
+    code = package.parent
+    done = python(program, str(code.parent / "log"), str(code.parent / "cache"), code=code)
+    *said, result = done.stdout.splitlines()
+    assert (done.returncode, result) == (0, "2.0"), done.stderr
+    return bool(said)
+
+
+def test_traced_programs_are_those_of_their_code(package, tmp_path):
+    assert traces(package)
+    assert not traces(package)
+    (entry,) = (tmp_path / "cache").glob("double-*-traced-cache")
+    # A disk that was full, or worse: what is left is replaced.
+    entry.write_bytes(entry.read_bytes()[:50])
+    assert traces(package)
+    assert not traces(package)
+    with (package / "model.py").open("a") as file:
+        file.write("# another program, for all we know\n")
+    # Of code that was edited when it had been imported already nobody knows what it was.
+    edit = f"open({str(package / 'model.py')!r}, 'a').write('#')\nimport numpy as np"
+    assert traces(package, TRACING.replace("import numpy as np", edit))
+    assert traces(package)
+    assert not traces(package)
+
+
+def test_without_a_compile_cache_nothing_is_kept(package, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "0")
+    assert traces(package)
+    assert not list((tmp_path / "cache").glob("*-traced-cache"))
 
 
 def times(cache: Path) -> dict[str, int]:

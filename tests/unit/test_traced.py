@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from pipeline import fit, traced
+from pipeline import fit, program, traced
 
 
 class Pair(NamedTuple):
@@ -17,14 +17,25 @@ class Pair(NamedTuple):
 
 
 traced.register([Pair])
+PAIR = Pair(np.arange(3.0), None)
+
+
+class Store(dict):
+    """A store in memory."""
+
+    def read(self, name, key):
+        return self.get((name, key))
+
+    def write(self, name, key, program):
+        self[name, key] = program
 
 
 @pytest.fixture
-def cache(tmp_path):
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    yield tmp_path
-    jax.config.update("jax_compilation_cache_dir", before)
+def store():
+    store = Store()
+    traced.keep_in(store)
+    yield store
+    traced.keep_in(None)
 
 
 class Process:
@@ -40,19 +51,13 @@ class Process:
         self.power = traced.kept(power)
 
 
-PAIR = Pair(np.arange(3.0), None)
-
-
-def entries(cache):
-    return sorted(cache.glob("power-*-traced-cache"))
-
-
-def test_the_next_process_does_not_trace_again(cache):
+def test_the_next_process_does_not_trace_again(store):
     first, second = Process(), Process()
-    wanted = first.power(PAIR, exponent=2)
-    assert (first.tracings, len(entries(cache))) == (1, 1)
-    found = second.power(PAIR, exponent=2)
-    assert (second.tracings, len(entries(cache))) == (0, 1)
+    wanted = first.power(PAIR, exponent=2.0)
+    assert (first.tracings, len(store)) == (1, 1)
+    for _ in range(2):
+        found = second.power(PAIR, exponent=2.0)
+    assert (second.tracings, len(store)) == (0, 1)
     assert isinstance(found, Pair)
     assert found.second is None
     np.testing.assert_array_equal(found.first, wanted.first)
@@ -62,60 +67,92 @@ def test_the_next_process_does_not_trace_again(cache):
 @pytest.mark.parametrize(
     ("pair", "exponent"),
     [
-        (PAIR, 3),
-        (PAIR._replace(first=np.arange(4.0)), 2),
-        (PAIR._replace(first=np.arange(3)), 2),
-        (PAIR._replace(second=np.arange(3.0)), 2),
+        (PAIR, 3.0),
+        (PAIR._replace(first=np.arange(4.0)), 2.0),
+        (PAIR._replace(first=np.arange(3, dtype=np.float32)), 2.0),
+        (PAIR._replace(second=np.arange(3.0)), 2.0),
     ],
     ids=["setting", "shape", "type", "structure"],
 )
-def test_what_makes_another_program_is_traced(cache, pair, exponent):
-    Process().power(PAIR, exponent=2)
+def test_what_makes_another_program_is_traced(store, pair, exponent):
+    Process().power(PAIR, exponent=2.0)
     other = Process()
     found = other.power(pair, exponent=exponent)
-    assert (other.tracings, len(entries(cache))) == (1, 2)
+    assert (other.tracings, len(store)) == (1, 2)
     np.testing.assert_array_equal(found.first, np.asarray(pair.first) ** exponent)
+    assert found.first.dtype == pair.first.dtype
 
 
-def test_other_code_is_traced(cache, monkeypatch):
-    Process().power(PAIR, exponent=2)
-    monkeypatch.setattr(traced, "_made_by", lambda: "another version")
-    other = Process()
-    other.power(PAIR, exponent=2)
-    assert (other.tracings, len(entries(cache))) == (1, 2)
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: jax.enable_x64(False),
+        lambda: jax.numpy_dtype_promotion("standard"),
+        lambda: jax.numpy_rank_promotion("allow"),
+        lambda: jax.default_matmul_precision("highest"),
+    ],
+    ids=["x64", "types", "ranks", "precision"],
+)
+def test_settings_of_jax_make_another_program(store, other):
+    Process().power(PAIR, exponent=2.0)
+    process = Process()
+    with other():
+        process.power(PAIR, exponent=2.0)
+    assert (process.tracings, len(store)) == (1, 2)
 
 
-@pytest.mark.parametrize("kept", [slice(0, 0), slice(0, 100), slice(1, None)], ids=["nothing", "beginning", "end"])
-def test_a_damaged_program_is_traced_anew_and_mended(cache, kept):
-    Process().power(PAIR, exponent=2)
-    (entry,) = entries(cache)
-    entry.write_bytes(entry.read_bytes()[kept])
-    second, third = Process(), Process()
-    for process, tracings in ((second, 1), (third, 0)):
-        np.testing.assert_array_equal(process.power(PAIR, exponent=2).first, [0.0, 1.0, 4.0])
-        assert process.tracings == tracings
+@pytest.mark.parametrize(("of", "what"), [(jax, "__version__"), (np, "__version__"), (jax, "default_backend")])
+def test_versions_and_devices_make_another_program(store, monkeypatch, of, what):
+    Process().power(PAIR, exponent=2.0)
+    (key,) = store
+    monkeypatch.setattr(of, what, "0" if what == "__version__" else lambda: "gpu")
+    assert traced._key((PAIR,), {"exponent": 2.0}) != key[1]
+    monkeypatch.undo()
+    assert traced._key((PAIR,), {"exponent": 2.0}) == key[1]
 
 
-def test_without_a_place_to_keep_it_a_program_runs(cache, caplog):
-    cache.rmdir()
-    np.testing.assert_array_equal(Process().power(PAIR, exponent=2).first, [0.0, 1.0, 4.0])
-    jax.config.update("jax_compilation_cache_dir", None)
-    np.testing.assert_array_equal(Process().power(PAIR, exponent=2).first, [0.0, 1.0, 4.0])
-    assert not cache.exists()
+def test_what_cannot_be_kept_is_run(store):
+    def says(x, *, word):
+        jax.debug.print(word)
+        return x + 1.0
+
+    with pytest.warns(UserWarning, match="each process traces says again"):
+        assert traced.kept(says)(jnp.zeros(()), word="one") == 1.0
+    assert not store
 
 
-def test_programs_of_the_fit_can_be_kept_for_a_gpu(monkeypatch):
+def test_errors_of_the_function_are_its_own(store):
+    def wrong(x, *, size):
+        return x + jnp.zeros(size)
+
+    with pytest.warns(UserWarning, match="traces wrong"), pytest.raises(TypeError, match="add got incompatible shapes"):
+        traced.kept(wrong)(jnp.zeros(3), size=4)
+
+
+def test_without_a_store_nothing_is_kept():
+    process = Process()
+    for exponent in (2.0, 2.0, 3.0):
+        np.testing.assert_array_equal(process.power(PAIR, exponent=exponent).first, PAIR.first**exponent)
+    assert process.tracings == 2
+
+
+@pytest.mark.parametrize("settings", [{}, {"precision": "float32", "correlation": "estimate", "background": "plane"}])
+def test_programs_of_the_fit_can_be_kept_for_a_gpu(store, monkeypatch, settings):
     names = []
 
-    def only_exported(function, name, arrays, key):
+    def only_exported(_store, function, name, _key, arrays):
         names.append(name)
         exported = export.export(jax.jit(function), platforms=["cuda"])(*arrays)
         export.deserialize(exported.serialize())
-        return lambda *given: jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *given)
-        )
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *arrays))
+        return lambda *given: nothing
 
     monkeypatch.setattr(traced, "_program", only_exported)
-    monkeypatch.setattr(fit, "MAX_BATCH", 3)  # programs that no other test of this process has made
-    fit.fit_stack(np.zeros((2, 8, 8)), noise_map=np.ones((2, 8, 8)), correlation="estimate")
-    assert names == ["prepare_all", "minimise", "solve_all", "describe_all"]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for name, size in (("BATCH", 4), ("PIXELS", 1 << 10), ("QUEUE", 1 << 10)):
+        monkeypatch.setattr(fit, f"ACCELERATOR_{name}", size)
+    wanted = ["prepare_all", "minimise", "solve_all", "describe_all"]
+    for name in wanted:  # what other tests have is not asked
+        monkeypatch.setattr(program, name, traced.kept(getattr(program, name).__wrapped__))
+    fit.fit_stack(np.zeros((2, 8, 8)), noise_map=np.ones((2, 8, 8)) if settings else None, **settings)
+    assert names == wanted

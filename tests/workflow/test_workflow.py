@@ -393,10 +393,10 @@ def test_a_new_a_changed_and_a_removed_image_cost_what_they_are(own_run, images_
     assert "stamps/été.fit".encode() not in files
 
 
-def test_with_checksums_a_copy_of_an_image_is_that_image(images_run, tmp_path):
+def test_by_content_a_copy_of_an_image_is_that_image(images_run, tmp_path):
     folder = copied(images_run, tmp_path)
     section = yaml.safe_load((folder / "config.yaml").read_text())
-    section["images"]["checksum"] = True
+    section["images"]["changed"] = "content"
     configure(folder, section)
     snakemake(folder)
     parts = times(folder, "parts/*.h5")
