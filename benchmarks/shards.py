@@ -150,7 +150,7 @@ Written by `python -m benchmarks.shards`: {facts["processor"]}, a job on one cor
 {facts["load before"]}, jax {facts["jax"]}, version {facts["this package"]}.
 
 The stages of a job that fits {arguments.count} images, background and scale free: the median of {arguments.repeats}
-jobs, but for the first compile, which is kept for the later ones. *Later*: tracing, and reading what was compiled.
+jobs, but for the first compile, which is kept for the later ones. *Later*: reading what was traced and compiled.
 Reading and fitting are per image. The last columns tell from how many images a shard on the start takes less than
 {SHARE:.0%} of a job; a cluster adds {arguments.submission:g} s to each start, in which Snakemake starts twice.
 
