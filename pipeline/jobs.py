@@ -35,7 +35,7 @@ from pipeline.origin import (
     write_list,
 )
 from pipeline.reuse import unchanged
-from pipeline.shards import assign, block_digest, image_ids, parse_manifest, write_manifests
+from pipeline.shards import assign, block_digest, image_ids, parse_manifest, relatives, write_manifests
 
 #: Seconds between two lines on how far a job has come.
 PROGRESS_SECONDS = 5.0
@@ -164,11 +164,11 @@ def fit(
     ----------
     part : path
         Written: the shard's part of the catalogue, rows in the order of the manifest, and what they come from (device,
-        versions, digests of manifest and settings, and of the pixels, how many images took how many seconds). Of an
-        older one the rows of blocks that have not changed are used again.
+        versions, digests of manifest and settings, and of the pixels, how many images took how many seconds). Of
+        older ones the rows of blocks that have not changed are used again.
     kept : path
         The older part, and afterwards another name of this one, where the file system has such: Snakemake removes
-        outputs before a job begins, and when it fails.
+        outputs before a job begins, and when it fails. Beside it lie those of other shards.
     manifest : path
         The shard's blocks, by `scan`.
     reading, fit : dict
@@ -196,7 +196,9 @@ def fit(
     digests = [block_digest(block, made_on) for block in blocks]
     # The number of the block that each image is of.
     block_of = np.repeat(np.arange(len(blocks)), [block.stop - block.start for block in blocks])
-    old, again = unchanged(kept, digests, np.bincount(block_of, minlength=len(blocks)), parameters, reading["carry"])
+    # More images may have divided the shards, fewer joined them.
+    olds = [Path(kept).with_stem(name) for name in relatives(Path(kept).stem)]
+    old, again = unchanged(olds, digests, np.bincount(block_of, minlength=len(blocks)), parameters, reading["carry"])
     rows, covariances, carried = [old.rows], [old.covariance], old.carried
     positions, fresh = [np.flatnonzero(again[block_of])], np.flatnonzero(~again[block_of])
     units = old.blocks["unit"].tolist()

@@ -79,6 +79,16 @@ def assign(blocks: list[Block], shard_size: int, rejected: list[Rejected] | None
     return shards
 
 
+def relatives(shard: str) -> list[str]:
+    """Shards that may have had the images of this one: itself, those that it was a part of, and its own two halves."""
+    found = re.fullmatch(r"b-(\d+)-(\d+)", shard)
+    if not found:
+        return [shard]
+    k, bucket = map(int, found.groups())
+    above = [(less, bucket >> (k - less)) for less in range(k, -1, -1)]
+    return [f"b-{k:02d}-{i:08d}" for k, i in [*above, (k + 1, 2 * bucket), (k + 1, 2 * bucket + 1)]]
+
+
 def _cut(block: Block, start: int, stop: int) -> Block:
     here = slice(start - block.start, stop - block.start)
     stamps = None if block.stamps is None else block.stamps[here]

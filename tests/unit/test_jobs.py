@@ -252,6 +252,38 @@ def test_what_was_made_otherwise_is_fitted_again(shard, tmp_path, monkeypatch, c
     assert read_origin(tmp_path / "part.h5")["fitted"] == 7
 
 
+def test_shards_that_are_divided_or_joined_take_their_rows_along(tmp_path):
+    for i in range(12):
+        write(tmp_path / f"{i:02d}.fits", (8, 8), i, NAME=f"n{i}")
+
+    def run(shard_size: int) -> tuple[int, int, dict[float, str]]:
+        """Shards, images fitted, and what goes along with each image."""
+        manifests = scanned(tmp_path, [str(tmp_path / "*.fits")], shard_size, **CARRYING)
+        count, along = 0, {}
+        for manifest in manifests:
+            part = tmp_path / "parts" / f"{manifest.stem}.h5"
+            part.parent.mkdir(exist_ok=True)
+            jobs.fit(
+                part, kept=tmp_path / "kept" / part.name, manifest=manifest, reading=READING | CARRYING, fit=FIT,
+                detections=tmp_path / "detections", run=tmp_path / "run.json", log="", gpu=0, cache="",
+            )  # fmt: skip
+            held = read_part(part)
+            along |= dict(zip(held.rows["amp"].tolist(), held.carried["NAME"], strict=True))
+            assert (held.rows["file"] == sorted(held.rows["file"])).all()
+            count += read_origin(part)["fitted"]
+        return len(manifests), count, along
+
+    shards, count, along = run(100)
+    assert (shards, count, along) == (1, 12, {float(i): f"n{i}" for i in range(12)})
+    assert run(3)[1:] == (0, along)
+    shards, count, again = run(6)
+    assert (shards, count, again) == (2, 0, along)
+    # Another image to fit, in shards that are new.
+    write(tmp_path / "12.fits", (8, 8), 12, NAME="n12")
+    shards, count, again = run(6)
+    assert (shards > 2, count, again) == (True, 1, along | {12.0: "n12"})
+
+
 @pytest.mark.parametrize("damage", ["half of it", "of no blocks"])
 def test_an_older_part_that_is_none_is_not_used(shard, tmp_path, damage):
     old = tmp_path / "kept" / "part.h5"

@@ -11,13 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.images import Block, Rejected
 from pipeline.origin import content_digest
-from pipeline.shards import (
-    NAME,
-    assign,
-    image_ids,
-    read_manifest,
-    write_manifests,
-)
+from pipeline.shards import NAME, assign, image_ids, read_manifest, relatives, write_manifests
 
 #: Any file name there can be: all bytes but NUL, as Python hands them to us.
 names = (
@@ -92,6 +86,17 @@ def test_one_image_more_changes_one_shard():
     for i in range(32):
         parts = {row.file for half in (2 * i, 2 * i + 1) for row in doubled[f"b-06-{half:08d}"]}
         assert {row.file for row in before[f"b-05-{i:08d}"]} <= parts
+
+
+@pytest.mark.parametrize(("count", "other"), [(3000, 3201), (3201, 3000), (3000, 30_000), (200, 101)])
+def test_relatives_of_a_shard_had_its_images(count, other):
+    before, after = (assign(singles(n), 100) for n in (count, other))
+    had = {row.file: name for name, rows in before.items() for row in rows}
+    for name, rows in after.items():
+        old = {had[row.file] for row in rows if row.file in had}
+        assert old <= set(relatives(name))
+        assert relatives(name)[0] == name
+    assert relatives("f-0123456789abcdef-1-2") == ["f-0123456789abcdef-1-2"]
 
 
 def test_files_that_are_only_rejected_have_a_shard():
