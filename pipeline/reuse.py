@@ -27,7 +27,9 @@ def unchanged(
     blocks = {"digest": blank, "rows": counts, "pixels": blank.copy(), "unit": blank.copy()}
     # A shard may hold nothing but files that give no image.
     square = (0, len(parameters), len(parameters))
-    found = [(empty_rows(0), {k: np.empty(square) for k in COVARIANCES}, {name: [] for name in carry})]
+    found: list[tuple[dict, dict, dict]] = [
+        (empty_rows(0), {k: np.empty(square) for k in COVARIANCES}, {name: [] for name in carry})
+    ]
     block_of = [np.zeros(0, int)]
     for old in olds:
         if again.all():
