@@ -169,9 +169,10 @@ def step(state: State, evaluate, valid, target, tolerance, rounding) -> State:
     shrunk = jnp.maximum(target, trial[-1] + jnp.where(first, 0.0, jnp.log(SHRINK)))
     log_scale = jnp.where(state.latched, trial[-1], shrunk)
     new = evaluate(trial, log_scale, state.wanted)
-    # Rounding must neither refuse the last steps, nor ask for more of them.
+    # Rounding must neither refuse the last steps, nor ask for more of them. What it leaves at the trial itself is no
+    # measure: a step far beyond all sense, to no scale at all, would be welcome.
     noise = rounding(trial)
-    slack = jnp.where(first, 0.0, SLACK * (noise + EPSILON * jnp.abs(state.nll)))
+    slack = jnp.where(first, 0.0, SLACK * (rounding(state.free) + EPSILON * jnp.abs(state.nll)))
     finite = jnp.isfinite(sum(new.gradient) + sum(new.matrix[i, i] for i in range(p)))
     accepted = valid(trial) & finite & (new.judged <= state.nll + slack)
 

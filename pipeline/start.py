@@ -227,6 +227,11 @@ def _gains(residual, h, table):
     return apart * apart * (nll[-1] - nll[:-1])
 
 
+def _nearby(x, y, centre, near):
+    """The place nearest to x, y that is no further from the centre (y, x) than ``near`` along both axes."""
+    return jnp.clip(x, centre[1] - near, centre[1] + near), jnp.clip(y, centre[0] - near, centre[0] + near)
+
+
 def guess(image: Image, scale, centre, near):
     """First guess of one image.
 
@@ -254,6 +259,7 @@ def guess(image: Image, scale, centre, near):
     residual = data * used
     z = jnp.clip(residual * weight / scale, -LARGEST, LARGEST)
     x, y, width, mean = _strongest(z * jax.lax.rsqrt(1.0 + z * z), used, centre, near)
+    x, y = _nearby(x, y, centre, near)  # binned pixels are wide
     row, column = (jnp.clip(jnp.round(at), 0, length - 1).astype(int) for at, length in ((y, ny), (x, nx)))
     _, _, middle, high = _peak(residual, row, column)
     faint = SLOPE * mean * jax.lax.rsqrt(jnp.maximum(1.0 - mean * mean, 1e-6)) * scale
@@ -261,7 +267,7 @@ def guess(image: Image, scale, centre, near):
     row, column = _brightest(_peaks(_steady(residual), 2, centre, near))
     row, column, _, high = _peak(residual, 2 * row, 2 * column)
     up, right = _middle(jnp.sign(high) * residual, row, column)
-    x, y = column.astype(dtype) + right, row.astype(dtype) + up
+    x, y = _nearby(column.astype(dtype) + right, row.astype(dtype) + up, centre, near)
     places.append([(x, y, high, jnp.asarray(sigma, dtype)) for sigma in BRIGHT_WIDTHS])
     tables = [jnp.stack([jnp.stack(column) for column in zip(*place, strict=True)]) for place in places]
     # All candidates are judged at one scale, wide enough for the brightest: near enough is then good enough.

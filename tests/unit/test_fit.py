@@ -197,6 +197,17 @@ def test_pixels_of_zero_or_nan_noise_are_not_used():
     assert_array_equal(fit.fit_stack(IMAGES, noise_map=noise).n_pixels, 24 * 24 - 3)
 
 
+def test_a_step_to_no_scale_at_all_is_refused(shared_data):
+    """A bright star of a plate, at its edge: on the way its Hessian is as good as singular."""
+    with fits.open(shared_data / "m13" / "m13.fits") as hdus:
+        plate = next(hdu.data for hdu in hdus if hdu.data is not None).astype(float)
+    stamp = np.full((1, 16, 16), np.nan)
+    stamp[0, 4:] = plate[:12, 70:86]
+    result = fit.fit_stack(stamp)
+    assert_allclose(result.params[0, :4], [7.12, 7.42, 635.0, 1.37], rtol=0.01)
+    assert not result.flags[0] & columns.BIT["NOT_CONVERGED"]
+
+
 def test_plane_is_recovered_about_the_start():
     y, x = np.mgrid[:24, :24].astype(float)
     images = IMAGES + 5 + 0.2 * x - 0.1 * y

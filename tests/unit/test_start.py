@@ -111,6 +111,15 @@ def test_of_two_sources_it_is_the_one_near_the_middle(sigma, amp):
     assert distance(guess(image, 2.0)[0], params) < sigma + 0.7
 
 
+@given(st.integers(0, 10**6))
+def test_it_is_no_further_from_the_middle_than_told(seed):
+    """Whatever there is elsewhere, and however wide."""
+    r = np.random.default_rng(seed)
+    wide = [*r.uniform(0.0, 32.0, 2), *r.uniform([-50.0, 1.0], [50.0, 8.0]), 0.0, 0.0]
+    source, _ = guess(image_of(wide, seed=seed), 2.0)
+    assert np.abs(source[:2] - MIDDLE).max() < 2.0 + 1e-5
+
+
 def test_near_the_middle_of_everything_is_everywhere():
     image = image_of(SOURCES["off-centre"])
     np.testing.assert_array_equal(guess(image, 100.0)[0], guess(image)[0])
