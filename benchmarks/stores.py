@@ -152,7 +152,7 @@ def work(said: str, results: Path) -> tuple[dict[str, int], int]:
         blocks, _ = read_manifest(results / "shards" / f"{shard}.csv")
         log = (results / "logs" / "fit" / f"{shard}.log").read_text()
         fitted += sum(block.stop - block.start for block in blocks)
-        fitted -= int(re.findall(r"(\d+) images have not changed", log)[0])
+        fitted -= int(re.findall(r"(\d+) rows taken over", log)[0])
     return dict(jobs), fitted
 
 

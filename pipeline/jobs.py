@@ -203,7 +203,7 @@ def fit(
     positions, fresh = [np.flatnonzero(again[block_of])], np.flatnonzero(~again[block_of])
     units = old.blocks["unit"].tolist()
     pixels = [hashlib.blake2b(digest_size=16) for _ in blocks]
-    runtime.LOG.info("%d images have not changed since they were fitted", len(positions[0]))
+    runtime.LOG.info("%d rows taken over, of images that have not changed", len(positions[0]))
     tell = _progress(len(fresh), "images fitted")
     left = [block for block, same in zip(blocks, again, strict=True) if not same]
     for pieces in batches.of_blocks(left, {**reading, "folder": detections}, rejected):
@@ -257,8 +257,9 @@ def fit(
             "unit": np.array(units, dtype=object),
         },
     )
-    keep(part, kept)
-    runtime.LOG.info("%(fitted)d of %(images)d images fitted in %(seconds)g s, %(rejected)d rejected", origin)
+    if len(order):  # a disk that was away for a run costs no fits
+        keep(part, kept)
+    runtime.LOG.info("%(images)d rows, %(fitted)d of them fitted now, in %(seconds)g s; %(rejected)d rejected", origin)
 
 
 def certificate(

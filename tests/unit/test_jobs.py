@@ -252,6 +252,24 @@ def test_what_was_made_otherwise_is_fitted_again(shard, tmp_path, monkeypatch, c
     assert read_origin(tmp_path / "part.h5")["fitted"] == 7
 
 
+def test_a_folder_that_was_away_for_a_run_costs_no_fits(shard, tmp_path):
+    entry = tmp_path / "night"
+    entry.mkdir()
+    for image in list(tmp_path.glob("*.fits")):
+        image.rename(entry / image.name)
+    (manifest,) = scanned(tmp_path, [str(entry)], **CARRYING)
+    fitted(tmp_path, manifest, again=True, **CARRYING)
+    before = content(tmp_path / "part.h5")
+    entry.rename(tmp_path / "away")
+    (manifest,) = scanned(tmp_path, [str(entry)], **CARRYING)
+    assert len(fitted(tmp_path, manifest, again=True, **CARRYING)["amp"]) == 0
+    (tmp_path / "away").rename(entry)
+    (manifest,) = scanned(tmp_path, [str(entry)], **CARRYING)
+    fitted(tmp_path, manifest, again=True, **CARRYING)
+    assert read_origin(tmp_path / "part.h5")["fitted"] == 0
+    assert content(tmp_path / "part.h5") == before
+
+
 def test_shards_that_are_divided_or_joined_take_their_rows_along(tmp_path):
     for i in range(12):
         write(tmp_path / f"{i:02d}.fits", (8, 8), i, NAME=f"n{i}")
