@@ -8,6 +8,9 @@ decoded by fitsio, and by astropy where fitsio cannot. File names never reach fi
 ``ny * nx`` pixels. Rows of a table column count the same way: row, then plane within the row.
 """
 
+import contextlib
+import errno
+import functools
 import glob
 import hashlib
 import io
@@ -30,6 +33,9 @@ from pipeline.hdus import Hdu, Layout, Pixels
 
 #: What reading a file may raise; of memory, because one image may be too large where the next is not.
 _TROUBLE = (ValueError, OSError, MemoryError)
+
+#: Errors of the system that are nothing about the file.
+_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE)
 
 #: How reasons end of what was there for the scan, and may be again.
 RETRY = ": run again"
@@ -162,7 +168,7 @@ def _content(file: str, changed_ns: int) -> bytes:
         hdus.status(file)  # to open a pipe is to hang
         with open(file, "rb") as opened:
             return hashlib.file_digest(opened, "blake2b").digest()
-    except _TROUBLE:
+    except (ValueError, PermissionError):
         return str(changed_ns).encode()  # to read it says what is wrong with it
 
 
@@ -295,6 +301,48 @@ def of_runs(runs: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.logical_xor.accumulate(ends)[:-1].reshape(shape)
 
 
+@contextlib.contextmanager
+def _as_scanned(block: Block, images: dict[str, Any]) -> Iterator[None]:
+    """Read in here what the scan has found: a ValueError that ends with RETRY if it is gone, or another, then or after.
+
+    Of what is raised in here, too, if it is the system that failed, or the file has changed meanwhile.
+    """
+
+    def times() -> tuple[int, int]:
+        try:
+            return _stamp(block.file, {**images, "changed": "time"})
+        except _TROUBLE:
+            return -1, -1
+
+    label, problem = f"{block.file}: HDU {block.hdu}", None
+    before = times()
+    try:
+        now = _stamp(block.file, images)
+    except _TROUBLE as error:
+        msg = f"{label}: {_words(error)}{RETRY}"
+        raise ValueError(msg) from error
+    if now == (block.size, block.version):
+        try:
+            yield
+        except ValueError as error:
+            problem = error
+    if now != (block.size, block.version) or times() != before:
+        msg = f"{label}: it or its mask or one of its maps changed after the scan{RETRY}"
+        raise ValueError(msg) from problem
+    if problem is not None:
+        msg = f"{problem}{RETRY if _may_pass(problem) else ''}"
+        raise ValueError(msg) from problem
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether the system is behind an error: a disk or a network that does not answer, and may again."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def read_planes(
     block: Block,
     start: int,
@@ -350,42 +398,34 @@ def read_planes(
     """
     masks, sigmas, levels = (None if one is None else _as_map(one) for one in (mask, uncertainty, background))
     maps = {"mask": mask, "uncertainty": uncertainty, "background": background}
-    try:
-        now = _stamp(block.file, {**maps, "changed": changed})
-    except _TROUBLE as error:
-        msg = f"{block.file}: HDU {block.hdu}: {_words(error)}{RETRY}"
-        raise ValueError(msg) from error
-    if now != (block.size, block.version):
-        msg = f"{block.file}: HDU {block.hdu}: it or its mask or one of its maps changed after the scan{RETRY}"
-        raise ValueError(msg)
-    try:
-        layout = hdus.layout(block.file)
-        hdu = layout.hdus[block.hdu]
-        pixels = hdus.pixels(hdu, column)
-        which: _Which = range(start, stop)
-        if block.stamps is not None:
-            which = _Cuts(block.stamps[start - block.start : stop - block.start], image_shape(block, cutouts))
-        data, unusable = _physical(_stored(layout, hdu, pixels, which), pixels)
-        if saturation is not None:
-            unusable |= data >= _saturation(saturation, layout, hdu, data.dtype)
-    except _TROUBLE as error:
-        # What the system says, and not the decoder, may pass: a disk or a network that does not answer.
-        retry = RETRY if getattr(error, "errno", None) else ""
-        msg = f"{block.file}: HDU {block.hdu}: {_words(error)}{retry}"
-        raise ValueError(msg) from error
-    if masks is not None and not _is_of_rows(hdu, masks):
-        unusable |= _mask(*_read_map(block, hdu, pixels.planes, which, masks), masks.bits)
+    with _as_scanned(block, {**maps, "changed": changed}):
+        try:
+            layout = hdus.layout(block.file)
+            hdu = layout.hdus[block.hdu]
+            pixels = hdus.pixels(hdu, column)
+            which: _Which = range(start, stop)
+            if block.stamps is not None:
+                which = _Cuts(block.stamps[start - block.start : stop - block.start], image_shape(block, cutouts))
+            data, unusable = _physical(_stored(layout, hdu, pixels, which), pixels)
+            if saturation is not None:
+                unusable |= data >= _saturation(saturation, layout, hdu, data.dtype)
+        except _TROUBLE as error:
+            msg = f"{block.file}: HDU {block.hdu}: {_words(error)}"
+            raise ValueError(msg) from error
+        read = functools.partial(_read_map, block, hdu, pixels.planes, which)
+        if masks is not None and not _is_of_rows(hdu, masks):
+            unusable |= _mask(*read(masks), masks.bits)
+        level = None if levels is None else _physical(*read(levels))[0]
+        sigma = None if sigmas is None else _physical(*read(sigmas))[0]
     noise = None
-    if levels is not None:
-        values, _unused = _physical(*_read_map(block, hdu, pixels.planes, which, levels))
+    if level is not None:
         with np.errstate(over="ignore"):
-            np.subtract(data, values, out=data, casting="same_kind")
+            np.subtract(data, level, out=data, casting="same_kind")
         data[np.isinf(data)] = np.nan
         unusable |= np.isnan(data)
-    if sigmas is not None:
-        values, _unused = _physical(*_read_map(block, hdu, pixels.planes, which, sigmas))
+    if sigmas is not None and sigma is not None:
         with np.errstate(over="ignore"):
-            noise = np.broadcast_to(_sigma(values.astype(float), sigmas.kind), data.shape).astype(data.dtype)
+            noise = np.broadcast_to(_sigma(sigma.astype(float), sigmas.kind), data.shape).astype(data.dtype)
         useless = ~(np.isfinite(noise) & (noise > 0))  # after the conversion, which may overflow or underflow
         noise[useless] = 1
         unusable |= useless
@@ -419,8 +459,7 @@ def _stored(layout: Layout, hdu: Hdu, pixels: Pixels, which: _Which) -> np.ndarr
         stream.seek(hdu.data + first * pixels.row_bytes)
         buffer = np.fromfile(stream, np.uint8, (last - first) * pixels.row_bytes)
     if len(buffer) < (last - first) * pixels.row_bytes:
-        msg = "the file became shorter while it was read"
-        raise ValueError(msg)
+        raise OSError(errno.EIO, "the file ended too early")  # NumPy swallows what the system said
     line = pixels.nx * pixels.dtype.itemsize
     shape = (last - first, pixels.per_row, pixels.ny, pixels.nx)
     strides = (pixels.row_bytes, pixels.ny * line, line, pixels.dtype.itemsize)

@@ -190,6 +190,7 @@ def fit(
     began = time.monotonic()
     listed = Path(manifest).read_bytes()  # once: it may change while the job runs
     blocks, rejected = parse_manifest(listed)
+    told = len(rejected)
     parameters = parameter_names(fit["background"], fit["scale"])
     settings = {**fit, "near": near_middle(reading["cutouts"])}
     made_on = rows_digest(reading, fit, _versions(), device)
@@ -233,7 +234,7 @@ def fit(
         "images": len(order),
         "fitted": len(order) - len(positions[0]),
         "rejected": len(rejected),
-        "retry": any(row.reason.endswith(RETRY) for row in rejected),
+        "retry": any(row.reason.endswith(RETRY) for row in rejected[told:]),
         "seconds": round(time.monotonic() - began, 3),
         "device": device,
         "versions": _versions(),
@@ -257,7 +258,7 @@ def fit(
             "unit": np.array(units, dtype=object),
         },
     )
-    if len(order):  # a disk that was away for a run costs no fits
+    if len(order):  # a disk with all its images may be away for a run
         keep(part, kept)
     runtime.LOG.info("%(images)d rows, %(fitted)d of them fitted now, in %(seconds)g s; %(rejected)d rejected", origin)
 

@@ -116,6 +116,10 @@ def share_cache() -> None:
         _share(own, shared)
 
 
+#: How the names of traced programs end.
+TRACED = "-traced-cache"
+
+
 class TracedPrograms:
     """A `traced.Store` among what JAX has compiled: it ends like JAX's own entries, and is shared as they are."""
 
@@ -139,7 +143,7 @@ class TracedPrograms:
             LOG.warning("the traced program %s is not kept: %s", name, error)
 
     def _path(self, name: str, key: str) -> Path:
-        return self._folder / f"{name}-{content_digest((_SOURCES + key).encode())}-traced-cache"
+        return self._folder / f"{name}-{content_digest((_SOURCES + key).encode())}{TRACED}"
 
 
 #: The copies of compile caches that are this process's own, and of which they are.
@@ -185,8 +189,9 @@ def _share(own: Path, shared: Path) -> None:
     try:
         for entry in own.glob("*-cache"):
             known = shared / entry.name
-            # What is cut short there was of no use to this process, and was made anew.
-            if not known.exists() or known.stat().st_size < entry.stat().st_size:
+            # A traced program that is cut short there was of no use to this process, and was made anew.
+            cut = entry.name.endswith(TRACED) and known.exists() and known.stat().st_size < entry.stat().st_size
+            if cut or not known.exists():
                 with replacing(known) as temporary:
                     shutil.copyfile(entry, temporary)
     except OSError as error:

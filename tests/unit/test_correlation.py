@@ -39,7 +39,7 @@ def test_numbers_of_gaussian_noise_are_those_of_quadrature():
 
     found = half_width, weights(psi, psi, 1), weights(psi, slope, 1), weights(chi, chi, 2)
     for number, wanted in zip(correlation.GAUSSIAN, found, strict=True):
-        np.testing.assert_allclose(number, wanted, atol=1e-11)
+        np.testing.assert_allclose(number, wanted, rtol=0, atol=1e-11)
 
 
 def test_what_mehlers_formula_says_of_psi_is_what_a_simulation_finds():

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline import hdus
+from pipeline import hdus, images
 from pipeline.images import read_header, read_planes, scan_file
 from pipeline.listing import list_files
 
@@ -597,6 +597,30 @@ def test_content_tells_what_is_in_a_file_and_not_its_time(tmp_path):
         time.sleep(0.02)
         one.write_bytes(before)
         assert scan_file(str(file), **reading) == ([block], [])
+
+
+@pytest.mark.parametrize("changed", ["time", "content"])
+def test_what_is_copied_over_while_it_is_read_is_not_taken(tmp_path, monkeypatch, changed):
+    """Not even by a file that is the same in the end."""
+    file = tmp_path / "a.fits"
+    put(file, ramp(5, 6))
+    whole, stored = file.read_bytes(), images._stored
+    (block,), _ = scan_file(str(file), changed=changed)
+
+    def while_it_is_copied(*arguments):
+        time.sleep(0.02)
+        put(file, ramp(5, 6) + 1)
+        try:
+            return stored(*arguments)
+        finally:
+            file.write_bytes(whole)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "_stored", while_it_is_copied)
+        with pytest.raises(ValueError, match=r"changed after the scan: run again$"):
+            read_planes(block, 0, 1, changed=changed)
+    (block,), _ = scan_file(str(file), changed=changed)
+    np.testing.assert_array_equal(read_planes(block, 0, 1, changed=changed).data[0], ramp(5, 6))
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder"])

@@ -15,7 +15,7 @@ from astropy.table import MaskedColumn, Table
 import pipeline.catalogue
 import pipeline.fit
 import pipeline.simulate
-from pipeline import batches, images, jobs, runtime
+from pipeline import batches, hdus, images, jobs, runtime
 from pipeline.catalogue import digest_of, merge, read_origin, read_part, read_rows, read_summary
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, DERIVED, empty_rows, parameter_names
 from pipeline.config import check_config
@@ -270,13 +270,14 @@ def test_a_folder_that_was_away_for_a_run_costs_no_fits(shard, tmp_path):
     assert content(tmp_path / "part.h5") == before
 
 
-def test_shards_that_are_divided_or_joined_take_their_rows_along(tmp_path):
+def test_shards_that_are_divided_or_joined_take_their_rows_along(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # shards go by names
     for i in range(12):
         write(tmp_path / f"{i:02d}.fits", (8, 8), i, NAME=f"n{i}")
 
     def run(shard_size: int) -> tuple[int, int, dict[float, str]]:
         """Shards, images fitted, and what goes along with each image."""
-        manifests = scanned(tmp_path, [str(tmp_path / "*.fits")], shard_size, **CARRYING)
+        manifests = scanned(tmp_path, ["*.fits"], shard_size, **CARRYING)
         count, along = 0, {}
         for manifest in manifests:
             part = tmp_path / "parts" / f"{manifest.stem}.h5"
@@ -297,6 +298,8 @@ def test_shards_that_are_divided_or_joined_take_their_rows_along(tmp_path):
     shards, count, again = run(6)
     assert (shards, count, again) == (2, 0, along)
     # Another image to fit, in shards that are new.
+    for kept in (tmp_path / "kept").glob("b-02-*"):
+        kept.unlink()
     write(tmp_path / "12.fits", (8, 8), 12, NAME="n12")
     shards, count, again = run(6)
     assert (shards > 2, count, again) == (True, 1, along | {12.0: "n12"})
@@ -344,7 +347,7 @@ def test_an_image_that_may_be_there_again_has_its_part_made_again(tmp_path, monk
             time.sleep(0.02)  # clocks of file systems tick by milliseconds
             file.write_bytes(whole[:4000])
         else:
-            patch.setattr(images, "_stored", fails_on(images._stored, file, OSError(errno.EIO, "Input/output error")))
+            patch.setattr(hdus, "_read_layout", fails_on(hdus._read_layout, file, OSError(errno.EIO, "no answer")))
         assert len(fitted(tmp_path, manifest, changed=changed)["amp"]) == 2
     reasons = read_rows(tmp_path / "part.h5", table="rejected")["reason"].tolist()
     assert sum(reason.endswith(images.RETRY) for reason in reasons) == 2 < len(reasons)
@@ -362,10 +365,10 @@ def test_an_image_that_may_be_there_again_has_its_part_made_again(tmp_path, monk
 
 
 def fails_on(read, file: Path, error: OSError):
-    def reading(layout, *arguments):
-        if layout.path == str(file):
+    def reading(path, *arguments):
+        if path == str(file):
             raise error
-        return read(layout, *arguments)
+        return read(path, *arguments)
 
     return reading
 
