@@ -6,6 +6,8 @@ files        outputs that appear whole or not at all
 origin       what each output was made of, and what the run wants
 carry        what goes along from headers and tables into the catalogue
 hdus         what a FITS file holds
+headers      the header of an HDU
+versions     whether a file is what the scan has found
 images       FITS <-> arrays, masks, uncertainty maps
 listing      which files there are, and whether they are what they were
 detection    sources found in larger images, and what of a stamp belongs to others

@@ -17,6 +17,7 @@ from pipeline import runtime
 from pipeline.carry import Value
 from pipeline.columns import BIT, PARAMETERS
 from pipeline.detection import read_images
+from pipeline.headers import read_header
 from pipeline.images import (
     Block,
     Rejected,
@@ -25,7 +26,6 @@ from pipeline.images import (
     identities,
     image_shape,
     read_carried,
-    read_header,
     spoilt,
 )
 from pipeline.shards import image_ids, read_manifest

@@ -20,6 +20,9 @@ import numpy as np
 
 from pipeline.carry import Value, plain
 
+#: What reading a file may raise; of memory, because one image may be too large where the next is not.
+TROUBLE = (ValueError, OSError, MemoryError)
+
 #: What compressed data may grow to: a decompressed file in bytes, a tile-compressed plane in pixels. Beyond it the
 #: reason asks for decompression first, and then the size of the file itself proves the claim.
 MAX_FILE = 2**32
@@ -121,6 +124,18 @@ def status(file: str) -> os.stat_result:
         msg = "the file is empty (0 bytes)"
         raise ValueError(msg)
     return found
+
+
+def sentence(error: Exception) -> str:
+    """What is wrong with a file, of an error that is one of TROUBLE."""
+    return str(error) if isinstance(error, ValueError) else unreadable(error)
+
+
+def absent(there: tuple[Hdu, ...], wanted: int | str) -> str:
+    """Sentence for an HDU that is not there."""
+    if isinstance(wanted, int):
+        return f"no HDU {wanted}: the file has HDUs 0 to {len(there) - 1}"
+    return f"no HDU is called {wanted}: the file has {few([name(hdu) or str(hdu.number) for hdu in there])}"
 
 
 def unreadable(error: Exception) -> str:

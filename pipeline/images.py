@@ -8,18 +8,15 @@ decoded by fitsio, and by astropy where fitsio cannot. File names never reach fi
 ``ny * nx`` pixels. Rows of a table column count the same way: row, then plane within the row.
 """
 
-import contextlib
 import errno
 import functools
 import glob
-import hashlib
 import io
-import itertools
 import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -30,15 +27,8 @@ from astropy.io import fits
 from pipeline import hdus
 from pipeline.carry import Value, plain
 from pipeline.hdus import Hdu, Layout, Pixels
-
-#: What reading a file may raise; of memory, because one image may be too large where the next is not.
-_TROUBLE = (ValueError, OSError, MemoryError)
-
-#: Errors of the system that are nothing about the file.
-_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE)
-
-#: How reasons end of what was there for the scan, and may be again.
-RETRY = ": run again"
+from pipeline.headers import read_header
+from pipeline.versions import as_found, version
 
 #: Keys of the config section ``images`` that name what lies beside an image.
 MAPS = ("mask", "uncertainty", "background")
@@ -150,26 +140,8 @@ def _companions(file: str, pattern: str) -> list[str]:
     return sorted(glob.glob(pattern.replace("{stem}", glob.escape(stem)), recursive=True)) or [path]
 
 
-def _stamp(file: str, images: dict[str, Any]) -> tuple[int, int]:
-    others = companions(file, **images)
-    status = [hdus.status(file), *map(os.stat, others)]
-    size = sum(found.st_size for found in status)
-    # The change time too: a copy may bring its old modification time along.
-    times = [max(found.st_mtime_ns, found.st_ctime_ns) for found in status]
-    if images.get("changed") != "content":
-        return size, sum(times)
-    digests = b"".join(map(_content, (file, *others), times))
-    return size, int.from_bytes(hashlib.blake2b(digests, digest_size=7).digest())
-
-
-@lru_cache(maxsize=4096)  # a file is read a part at a time, and a map may be that of many
-def _content(file: str, changed_ns: int) -> bytes:
-    try:
-        hdus.status(file)  # to open a pipe is to hang
-        with open(file, "rb") as opened:
-            return hashlib.file_digest(opened, "blake2b").digest()
-    except (ValueError, PermissionError):
-        return str(changed_ns).encode()  # to read it says what is wrong with it
+def _version(file: str, images: dict[str, Any]) -> tuple[int, int]:
+    return version([file, *companions(file, **images)], images.get("changed", "time"))
 
 
 # ---- which images
@@ -201,10 +173,10 @@ def scan_file(
         HDUs that announce images but are broken, those asked for that are not there, or the file if it has no image.
     """
     try:
-        size, version = _stamp(file, images)
+        size, changed = _version(file, images)
         chosen, rejected = _chosen(file, hdus.layout(file).hdus, hdu)
-    except _TROUBLE as error:
-        return [], [whole(file, _words(error))]
+    except hdus.TROUBLE as error:
+        return [], [whole(file, hdus.sentence(error))]
     blocks, others = [], []
     for found in chosen:
         label = f"HDU {found.number}" + (f" ({hdus.name(found)})" if found.number and hdus.name(found) else "")
@@ -216,7 +188,7 @@ def scan_file(
             except ValueError as error:
                 others.append(whole(file, f"{label} {error}", found.number))
                 continue
-            blocks.append(Block(file, found.number, 0, pixels.planes, pixels.ny, pixels.nx, size, version))
+            blocks.append(Block(file, found.number, 0, pixels.planes, pixels.ny, pixels.nx, size, changed))
         if hdu == "auto":
             break
     if hdu not in ("auto", "all"):
@@ -225,10 +197,6 @@ def scan_file(
         hint = " (images.column reads images from tables)" if column is None and any(map(hdus.is_table, chosen)) else ""
         rejected.append(whole(file, f"no image in it: {hdus.few([other.reason for other in others])}{hint}"))
     return blocks, sorted(rejected)
-
-
-def _words(error: Exception) -> str:
-    return str(error) if isinstance(error, ValueError) else hdus.unreadable(error)
 
 
 def whole(file: str, reason: str, hdu: int = -1) -> Rejected:
@@ -245,7 +213,7 @@ def _chosen(file: str, there: tuple[Hdu, ...], wanted: Any) -> tuple[list[Hdu], 
         found = _matching(there, item)
         chosen.update(hdu.number for hdu in found)
         if not found:
-            rejected.append(whole(file, _absent(there, item), item if isinstance(item, int) else -1))
+            rejected.append(whole(file, hdus.absent(there, item), item if isinstance(item, int) else -1))
     return [there[number] for number in sorted(chosen)], rejected
 
 
@@ -253,12 +221,6 @@ def _matching(there: tuple[Hdu, ...], wanted: int | str) -> list[Hdu]:
     if isinstance(wanted, int):
         return [there[wanted]] if 0 <= wanted < len(there) else []
     return [hdu for hdu in there if hdus.name(hdu) == wanted.strip().upper()]
-
-
-def _absent(there: tuple[Hdu, ...], wanted: int | str) -> str:
-    if isinstance(wanted, int):
-        return f"no HDU {wanted}: the file has HDUs 0 to {len(there) - 1}"
-    return f"no HDU is called {wanted}: the file has {hdus.few([hdus.name(hdu) or str(hdu.number) for hdu in there])}"
 
 
 # ---- pixels
@@ -299,48 +261,6 @@ def of_runs(runs: str, shape: tuple[int, ...]) -> np.ndarray:
     ends = np.zeros(np.prod(shape) + 1, bool)
     ends[np.array(runs.split(), int)] = True
     return np.logical_xor.accumulate(ends)[:-1].reshape(shape)
-
-
-@contextlib.contextmanager
-def _as_scanned(block: Block, images: dict[str, Any]) -> Iterator[None]:
-    """Read in here what the scan has found: a ValueError that ends with RETRY if it is gone, or another, then or after.
-
-    Of what is raised in here, too, if it is the system that failed, or the file has changed meanwhile.
-    """
-
-    def times() -> tuple[int, int]:
-        try:
-            return _stamp(block.file, {**images, "changed": "time"})
-        except _TROUBLE:
-            return -1, -1
-
-    label, problem = f"{block.file}: HDU {block.hdu}", None
-    before = times()
-    try:
-        now = _stamp(block.file, images)
-    except _TROUBLE as error:
-        msg = f"{label}: {_words(error)}{RETRY}"
-        raise ValueError(msg) from error
-    if now == (block.size, block.version):
-        try:
-            yield
-        except ValueError as error:
-            problem = error
-    if now != (block.size, block.version) or times() != before:
-        msg = f"{label}: it or its mask or one of its maps changed after the scan{RETRY}"
-        raise ValueError(msg) from problem
-    if problem is not None:
-        msg = f"{problem}{RETRY if _may_pass(problem) else ''}"
-        raise ValueError(msg) from problem
-
-
-def _may_pass(error: BaseException | None) -> bool:
-    """Whether the system is behind an error: a disk or a network that does not answer, and may again."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _PASSING:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def read_planes(
@@ -398,7 +318,8 @@ def read_planes(
     """
     masks, sigmas, levels = (None if one is None else _as_map(one) for one in (mask, uncertainty, background))
     maps = {"mask": mask, "uncertainty": uncertainty, "background": background}
-    with _as_scanned(block, {**maps, "changed": changed}):
+    label = f"{block.file}: HDU {block.hdu}"
+    with as_found(label, (block.size, block.version), lambda: [block.file, *companions(block.file, **maps)], changed):
         try:
             layout = hdus.layout(block.file)
             hdu = layout.hdus[block.hdu]
@@ -409,23 +330,23 @@ def read_planes(
             data, unusable = _physical(_stored(layout, hdu, pixels, which), pixels)
             if saturation is not None:
                 unusable |= data >= _saturation(saturation, layout, hdu, data.dtype)
-        except _TROUBLE as error:
-            msg = f"{block.file}: HDU {block.hdu}: {_words(error)}"
+        except hdus.TROUBLE as error:
+            msg = f"{label}: {hdus.sentence(error)}"
             raise ValueError(msg) from error
         read = functools.partial(_read_map, block, hdu, pixels.planes, which)
         if masks is not None and not _is_of_rows(hdu, masks):
             unusable |= _mask(*read(masks), masks.bits)
         level = None if levels is None else _physical(*read(levels))[0]
-        sigma = None if sigmas is None else _physical(*read(sigmas))[0]
+        sigma = None if sigmas is None else _sigma(_physical(*read(sigmas))[0].astype(float), sigmas.kind)
     noise = None
     if level is not None:
         with np.errstate(over="ignore"):
             np.subtract(data, level, out=data, casting="same_kind")
         data[np.isinf(data)] = np.nan
         unusable |= np.isnan(data)
-    if sigmas is not None and sigma is not None:
+    if sigma is not None:
         with np.errstate(over="ignore"):
-            noise = np.broadcast_to(_sigma(sigma.astype(float), sigmas.kind), data.shape).astype(data.dtype)
+            noise = np.broadcast_to(sigma, data.shape).astype(data.dtype)
         useless = ~(np.isfinite(noise) & (noise > 0))  # after the conversion, which may overflow or underflow
         noise[useless] = 1
         unusable |= useless
@@ -644,8 +565,8 @@ def _read_map(block: Block, of: Hdu, planes: int, which: _Which, wanted: _Map) -
         if pixels.planes == 1:
             which = range(1) if isinstance(which, range) else which._replace(stamps=which.stamps * [0, 1, 1, 1])
         return _stored(layout, hdu, pixels, which), pixels
-    except _TROUBLE as error:
-        msg = f"{files[0]}: {_words(error)}"
+    except hdus.TROUBLE as error:
+        msg = f"{files[0]}: {hdus.sentence(error)}"
         raise ValueError(msg) from error
 
 
@@ -655,7 +576,7 @@ def _map_hdu(there: tuple[Hdu, ...], of: Hdu, wanted: _Map) -> tuple[Hdu, Pixels
     else:
         candidates = _matching(there, wanted.hdu)
         if not candidates:
-            raise ValueError(_absent(there, wanted.hdu))
+            raise ValueError(hdus.absent(there, wanted.hdu))
     if len(candidates) > 1 and wanted.hdu not in (None, "auto"):
         version = hdus.number(of.cards, "EXTVER", 1)
         same = [hdu for hdu in candidates if hdus.number(hdu.cards, "EXTVER", 1) == version]
@@ -743,8 +664,8 @@ def spoilt(
     try:
         if not _is_of_rows(hdus.layout(block.file).hdus[block.hdu], masks):
             return {}
-    except _TROUBLE as error:
-        msg = f"{block.file}: HDU {block.hdu}: {_words(error)}"
+    except hdus.TROUBLE as error:
+        msg = f"{block.file}: HDU {block.hdu}: {hdus.sentence(error)}"
         raise ValueError(msg) from error
     bad = sum({1 << bit for bit in masks.bits}) or -1
     values = _cells(block, start, stop, column, masks.column) or []
@@ -761,7 +682,7 @@ def _keyword(block: Block, name: str) -> Value:
 
 
 @lru_cache(maxsize=2)
-def _header(file: str, hdu: int, version: int) -> fits.Header:
+def _header(file: str, hdu: int, _version: int) -> fits.Header:
     """Remembered for names that are looked up one after the other."""
     return read_header(file, hdu)
 
@@ -782,74 +703,6 @@ def _cells(block: Block, start: int, stop: int, column: str, name: str) -> list[
         stored = np.ndarray((count,), cell.dtype, whole.data, hdu.data + cell.offset, (pixels.row_bytes,))
         planes, _sources = identities(block, start, stop)
         return [cell.value(one) for one in stored[planes // pixels.per_row]]
-    except _TROUBLE as error:
-        msg = f"{block.file}: HDU {block.hdu}: {_words(error)}"
+    except hdus.TROUBLE as error:
+        msg = f"{block.file}: HDU {block.hdu}: {hdus.sentence(error)}"
         raise ValueError(msg) from error
-
-
-def read_header(file: str, hdu: int) -> fits.Header:
-    """Header of one HDU; of a tile-compressed image, that of the image.
-
-    Lenient: characters that FITS forbids become ``?``, and a value that cannot be parsed becomes text, so that a broken
-    WCS keyword is seen to be broken by whoever reads it and all others are still there.
-
-    Raises
-    ------
-    ValueError
-        A sentence that names the file: it cannot be read or has no such HDU.
-    """
-    try:
-        layout = hdus.layout(file)
-        if not 0 <= hdu < len(layout.hdus):
-            raise ValueError(_absent(layout.hdus, hdu))
-        found = layout.hdus[hdu]
-        with open(layout.path, "rb") as stream:
-            stream.seek(found.header)
-            raw = stream.read(found.data - found.header).decode("latin-1")
-    except _TROUBLE as error:
-        msg = f"{file}: {_words(error)}"
-        raise ValueError(msg) from error
-    text = re.sub(r"[^ -~]", "?", raw)
-    cards: Iterator[str] = (text[first : first + 80].ljust(80) for first in range(0, len(text), 80))
-    cards = itertools.takewhile(lambda card: card[:8].rstrip() != "END", cards)
-    if hdus.is_tiled(found):
-        cards = _untiled(cards)
-    return fits.Header.fromstring("".join(card if _PLAIN_CARD.match(card) else _mended(card) for card in cards))
-
-
-#: Cards that need no second look: texts, and values in their usual form.
-_PLAIN_CARD = re.compile(
-    r"(COMMENT |HISTORY | {8})|"
-    r"[A-Z0-9_-]{1,8} *(?<=^.{8})= +('([^']|'')*'|[-+]?\d+(\.\d*)?([ED][-+]?\d+)?|[TF])? *(/.*)?$"
-)
-
-#: Keywords of the table that holds a tile-compressed image.
-_TILE_CARD = re.compile(
-    r"(TTYPE|TFORM|TUNIT|TDISP|TNULL|TSCAL|TZERO|ZTILE|ZNAME|ZVAL)\d+ |"
-    r"(XTENSION|BITPIX|NAXIS\d*|PCOUNT|GCOUNT|TFIELDS|THEAP|CHECKSUM|DATASUM) |"
-    r"Z(IMAGE|TENSION|SIMPLE|EXTEND|PCOUNT|GCOUNT|CMPTYPE|MASKCMP|QUANTIZ|DITHER0|BLANK|HECKSUM|DATASUM) "
-)
-
-
-def _untiled(cards: Iterator[str]) -> Iterator[str]:
-    for card in cards:
-        if re.match(r"Z(BITPIX|NAXIS\d*) ", card):
-            yield f"{card[1:8]} {card[8:]}"
-        elif not _TILE_CARD.match(card[:8] + " "):
-            yield card
-
-
-def _mended(card: str) -> str:
-    """The card if astropy can parse it without complaint, else one with its value as text, else a comment."""
-    if card[8] == "=":
-        card = f"{card[:8]}= {card[9:].strip()}".ljust(80)[:80]
-    parsed = fits.Card.fromstring(card)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            str((parsed.keyword, parsed.value, parsed.comment))
-        except (fits.VerifyError, ValueError, Warning):
-            key = re.sub(r"[^A-Z0-9_-]", "_", card[:8].strip().upper())
-            value = card[9:].split("/")[0].replace("'", "").strip()[:60]
-            return str(fits.Card(key, value)).ljust(80) if key and card[8] == "=" else f"COMMENT {card[:72]}"
-    return card

@@ -19,7 +19,7 @@ from pipeline.certificate import DONORS, NEEDED, certified, certify, choose, inj
 from pipeline.columns import COLUMNS, COVARIANCES, HARMLESS, empty_rows, parameter_names
 from pipeline.detection import forget_others
 from pipeline.files import keep
-from pipeline.images import RETRY, Block, near_middle, scan_file
+from pipeline.images import Block, near_middle, scan_file
 from pipeline.listing import list_files, listing_digest
 from pipeline.origin import (
     catalogue_digest,
@@ -36,6 +36,7 @@ from pipeline.origin import (
 )
 from pipeline.reuse import unchanged
 from pipeline.shards import assign, block_digest, image_ids, parse_manifest, relatives, write_manifests
+from pipeline.versions import RETRY
 
 #: Seconds between two lines on how far a job has come.
 PROGRESS_SECONDS = 5.0
@@ -190,7 +191,7 @@ def fit(
     began = time.monotonic()
     listed = Path(manifest).read_bytes()  # once: it may change while the job runs
     blocks, rejected = parse_manifest(listed)
-    told = len(rejected)
+    told = len(rejected)  # by the scan, and for good: another fit does not read them
     parameters = parameter_names(fit["background"], fit["scale"])
     settings = {**fit, "near": near_middle(reading["cutouts"])}
     made_on = rows_digest(reading, fit, _versions(), device)

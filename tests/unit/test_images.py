@@ -2,13 +2,10 @@
 
 import bz2
 import gzip
-import io
 import os
 import re
 import socket
 import tempfile
-import time
-import warnings
 
 import numpy as np
 import pytest
@@ -17,26 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline import hdus, images
-from pipeline.images import read_header, read_planes, scan_file
+from pipeline import hdus
+from pipeline.headers import read_header
+from pipeline.images import read_planes, scan_file
 from pipeline.listing import list_files
+from tests.fits_files import fits_bytes, put, ramp
 
 pytestmark = pytest.mark.filterwarnings("ignore::astropy.utils.exceptions.AstropyUserWarning")
-
-
-def fits_bytes(*parts):
-    """A FITS file as bytes, of HDUs or of arrays for the first of them."""
-    stream = io.BytesIO()
-    fits.HDUList(
-        [part if isinstance(part, fits.hdu.base._BaseHDU) else fits.PrimaryHDU(part) for part in parts]
-    ).writeto(stream)
-    return stream.getvalue()
-
-
-def put(path, *parts):
-    """Write a FITS file and return its path as text."""
-    path.write_bytes(parts[0] if isinstance(parts[0], bytes) else fits_bytes(*parts))
-    return str(path)
 
 
 def read(file, **section):
@@ -53,10 +37,6 @@ def reason(file, **section):
     assert (rejected.file, rejected.plane, rejected.source) == (file, -1, -1)
     assert "Traceback" not in rejected.reason
     return rejected.reason
-
-
-def ramp(*shape, dtype="f4"):
-    return np.arange(np.prod(shape)).reshape(shape).astype(dtype)
 
 
 def table(array, **header):
@@ -572,68 +552,6 @@ def test_image_too_large_for_memory(tmp_path, monkeypatch):
         read_planes(block, 0, 1)
 
 
-def test_content_tells_what_is_in_a_file_and_not_its_time(tmp_path):
-    file, mask = tmp_path / "a.fits", tmp_path / "a_mask.fits"
-    put(file, ramp(5, 6))
-    put(mask, np.zeros((5, 6), np.uint8))
-    reading = {"mask": {"files": f"{tmp_path}/{{stem}}_mask.fits"}, "changed": "content"}
-    (block,), _ = scan_file(str(file), **reading)
-    for one in (file, mask):
-        os.utime(one, ns=(5, 5))
-    assert scan_file(str(file), **reading) == ([block], [])
-    np.testing.assert_array_equal(read_planes(block, 0, 1, **reading).data[0], ramp(5, 6))
-    with pytest.raises(ValueError, match="changed after the scan"):
-        read_planes(block, 0, 1, mask=reading["mask"])
-    for one, values in ((file, ramp(5, 6) + 1), (mask, np.ones((5, 6), np.uint8))):
-        before = one.read_bytes()
-        time.sleep(0.02)  # clocks of file systems tick by milliseconds
-        put(one, values)
-        os.utime(one, ns=(5, 5))
-        (other,), _ = scan_file(str(file), **reading)
-        assert other.size == block.size
-        assert other.version != block.version
-        with pytest.raises(ValueError, match="changed after the scan"):
-            read_planes(block, 0, 1, **reading)
-        time.sleep(0.02)
-        one.write_bytes(before)
-        assert scan_file(str(file), **reading) == ([block], [])
-
-
-@pytest.mark.parametrize("changed", ["time", "content"])
-def test_what_is_copied_over_while_it_is_read_is_not_taken(tmp_path, monkeypatch, changed):
-    """Not even by a file that is the same in the end."""
-    file = tmp_path / "a.fits"
-    put(file, ramp(5, 6))
-    whole, stored = file.read_bytes(), images._stored
-    (block,), _ = scan_file(str(file), changed=changed)
-
-    def while_it_is_copied(*arguments):
-        time.sleep(0.02)
-        put(file, ramp(5, 6) + 1)
-        try:
-            return stored(*arguments)
-        finally:
-            file.write_bytes(whole)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(images, "_stored", while_it_is_copied)
-        with pytest.raises(ValueError, match=r"changed after the scan: run again$"):
-            read_planes(block, 0, 1, changed=changed)
-    (block,), _ = scan_file(str(file), changed=changed)
-    np.testing.assert_array_equal(read_planes(block, 0, 1, changed=changed).data[0], ramp(5, 6))
-
-
-@pytest.mark.parametrize("kind", ["pipe", "folder"])
-def test_what_cannot_be_a_mask_is_told_and_not_hung_on(tmp_path, kind):
-    file, mask = put(tmp_path / "a.fits", ramp(5, 6)), tmp_path / "mask.fits"
-    os.mkfifo(mask) if kind == "pipe" else mask.mkdir()
-    reading = {"mask": {"files": str(mask)}, "changed": "content"}
-    (block,), rejected = scan_file(file, **reading)
-    assert not rejected
-    with pytest.raises(ValueError, match=rf"mask\.fits: .*{kind}"):
-        read_planes(block, 0, 1, **reading)
-
-
 def test_file_changed_after_the_scan(tmp_path):
     file = put(tmp_path / "a.fits", ramp(5, 6))
     (block,), _ = scan_file(file)
@@ -887,56 +805,3 @@ def test_the_keyword_of_saturation_may_be_in_the_first_header_and_must_be_somewh
     for keyword, got in (("level", "LEVEL = high"), ("MAXLIN", "its header has no MAXLIN")):
         with pytest.raises(ValueError, match=rf"a\.fits: HDU 1: {got}, wanted the value of saturated pixels"):
             read(file, saturation=keyword)
-
-
-# ---- headers
-
-
-def test_header_is_lenient(tmp_path):
-    cards = [
-        "SIMPLE  = T",
-        "BITPIX  = 8",
-        "NAXIS   = 2",
-        "NAXIS1  = 3",
-        "NAXIS2  =3",
-        "OBJECT  = '<script>alert(1)</script>'",
-        "CRVAL1  = 12h30m",
-        "CRVAL2  = 1.5D1 / free format",
-        "CTYPE1  = 'RA---TAN",
-        "ESO-LOG 00:00> DATE = '1992' / no keyword",
-        "HIERARCH ESO TEL ALT = 65.1",
-        "COMMENT caf\xe9\n and more",
-        "BAD KEY = 4",
-        "NOSPACE ='text'",
-        "END",
-    ]
-    raw = "".join(card.ljust(80) for card in cards).ljust(2880).encode("latin-1") + bytes(2880)
-    file = put(tmp_path / "a.fits", raw)
-    assert read(file).data.shape == (1, 3, 3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        header = read_header(file, 0)
-        assert len(list(header.items())) == len(cards) - 1
-    assert header["NOSPACE"] == "text"
-    assert header["OBJECT"] == "<script>alert(1)</script>"
-    assert header["CRVAL1"] == "12h30m"
-    assert header["CRVAL2"] == 15
-    assert header["NAXIS2"] == 3
-    assert header["CTYPE1"] == "RA---TAN"
-    assert header["ESO TEL ALT"] == 65.1
-    assert "caf??" in str(header["COMMENT"])
-    with pytest.raises(ValueError, match=r"a\.fits: no HDU 3"):
-        read_header(file, 3)
-    with pytest.raises(ValueError, match=r"b\.fits: no such file"):
-        read_header(str(tmp_path / "b.fits"), 0)
-
-
-def test_header_of_tiles_is_that_of_the_image(tmp_path):
-    image = fits.ImageHDU(ramp(3, 8, 9, dtype="i2"), name="SCI")
-    image.header.update(
-        {"CRVAL1": 12.5, "CTYPE1": "RA---SIN", "BUNIT": "Jy/beam", "ZMAG": 25.0, "OBJECT": "it's", "LONG": "x y " * 50}
-    )
-    file = put(tmp_path / "a.fits", None, fits.CompImageHDU(image.data, header=image.header), image)
-    packed, plain = read_header(file, 1), read_header(file, 2)
-    kept = [key for key in plain if key not in ("XTENSION", "PCOUNT", "GCOUNT")]
-    assert {key: packed[key] for key in packed} == {key: plain[key] for key in kept}

@@ -15,7 +15,7 @@ from astropy.table import MaskedColumn, Table
 import pipeline.catalogue
 import pipeline.fit
 import pipeline.simulate
-from pipeline import batches, hdus, images, jobs, runtime
+from pipeline import batches, hdus, jobs, runtime
 from pipeline.catalogue import digest_of, merge, read_origin, read_part, read_rows, read_summary
 from pipeline.columns import BIT, COLUMNS, COVARIANCES, DERIVED, empty_rows, parameter_names
 from pipeline.config import check_config
@@ -25,6 +25,7 @@ from pipeline.listing import listing_digest
 from pipeline.origin import content_digest, list_digest, read_list, write_list, write_run
 from pipeline.shards import read_manifest
 from pipeline.simulate import draw
+from pipeline.versions import RETRY
 
 READING = {key: value for key, value in check_config({})["images"].items() if key != "files"}
 FIT = {"background": "constant", "scale": "fit", "uncertainty": "pooled", "correlation": "none"}
@@ -350,7 +351,7 @@ def test_an_image_that_may_be_there_again_has_its_part_made_again(tmp_path, monk
             patch.setattr(hdus, "_read_layout", fails_on(hdus._read_layout, file, OSError(errno.EIO, "no answer")))
         assert len(fitted(tmp_path, manifest, changed=changed)["amp"]) == 2
     reasons = read_rows(tmp_path / "part.h5", table="rejected")["reason"].tolist()
-    assert sum(reason.endswith(images.RETRY) for reason in reasons) == 2 < len(reasons)
+    assert sum(reason.endswith(RETRY) for reason in reasons) == 2 < len(reasons)
     # Whoever looks at it takes it for made of something else; the catalogue of this run takes it as it is.
     assert (digest_of(tmp_path / "part.h5"), len(read_origin(tmp_path / "part.h5")["digest"])) == ("", 32)
     if how == "gone":

@@ -13,7 +13,7 @@ from astropy.wcs import WCS
 
 from pipeline import sky
 from pipeline.columns import BEAM, LIMITS, SKY
-from pipeline.images import read_header
+from pipeline.headers import read_header
 from pipeline.uncertainty import direction_error
 
 SHAPES = ("fwhm_major_sky", "fwhm_minor_sky", "pa_sky")
