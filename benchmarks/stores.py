@@ -87,33 +87,32 @@ STORES: dict[str, Callable[[Path, int], None]] = {
 }
 
 
-#: What the section ``images`` has to say of a store beside its files.
-COLUMN = {"column of a table": {"column": "IMAGE"}}
+def settings(store: str, files: str = "../images") -> dict:
+    """The config of a run that fits all files in a folder.
 
-
-def settings(store: str, count: int) -> dict:
-    """The config of a run beside the folder ``images`` that fits all in it, by four jobs a core or more.
-
-    By a relative name: what it is divides single files among the shards.
+    By default the one beside it, by a relative name: what it is divides single files among the shards.
     """
-    shard_size = -(-count // (4 * len(workers.cores())))
-    return {"source": "images", "images": {"files": ["../images"], **COLUMN.get(store, {})}, "shard_size": shard_size}
+    column = {"column": "IMAGE"} if store == "column of a table" else {}
+    return {"source": "images", "images": {"files": [files], **column}}
+
+
+def divided(count: int) -> dict:
+    """The part of a config by which this many images are four jobs a core, or more."""
+    return {"shard_size": -(-count // (4 * len(workers.cores())))}
 
 
 def warm(scratch: Path) -> None:
     """A run that fills the cache of compiled programs."""
     (scratch / "images").mkdir()
     _cube(scratch / "images", CHUNK)
-    snakemake(scratch / "run", settings("one cube", CHUNK))
+    snakemake(scratch / "run", settings("one cube"))
     shutil.rmtree(scratch / "images")
     shutil.rmtree(scratch / "run")
 
 
 def ingest(store: str, folder: Path, count: int) -> tuple[float, float]:
     """Seconds that one core takes to scan, and to read, all images in a folder as jobs do."""
-    config = check_config(settings(store, count) | {"images": {"files": [str(folder)], **COLUMN.get(store, {})}})[
-        "images"
-    ]
+    config = check_config(settings(store, str(folder)))["images"]
     reading = {key: value for key, value in config.items() if key != "files"} | {"folder": folder / "detections"}
     began = workers.clock()
     found, _ = list_files(config["files"])
@@ -171,7 +170,7 @@ def stores(arguments) -> dict:
             row: dict = {"bytes": size, "scan": [], "read": [], "fit": [], "run": []}
             for _ in range(arguments.repeats):
                 scan, read = workers.alone(workers.cores()[:1], ingest, name, images, count)
-                whole = snakemake(run, settings(name, count))
+                whole = snakemake(run, settings(name) | divided(count))
                 expect(run, count)
                 taken = (("scan", scan), ("read", read), ("fit", fit_seconds(run / "results")), ("run", whole.seconds))
                 for key, value in taken:
@@ -193,9 +192,7 @@ def scale(arguments) -> dict:
             warm(scratch)
             (scratch / "images").mkdir()
             STORES[name](scratch / "images", count)
-            config = settings(name, count)
-            del config["shard_size"]
-            run = snakemake(scratch / "run", config)
+            run = snakemake(scratch / "run", settings(name))
             expect(scratch / "run", count)
             rows[name] = {"count": count, "seconds": run.seconds, "memory": run.memory}
             rows[name]["rules"] = used(scratch / "run" / "results")
@@ -229,7 +226,7 @@ def changes(arguments) -> dict:
         }
         for name, (change, wanted) in steps.items():
             change()
-            took = snakemake(run, settings("single files", count))
+            took = snakemake(run, settings("single files") | divided(count))
             expect(run, wanted)
             jobs, fitted = work(took.said, run / "results")
             rows[name] = {"seconds": took.seconds, "jobs": jobs, "fitted": fitted}

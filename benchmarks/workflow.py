@@ -17,7 +17,6 @@ from pipeline.config import check_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
-
 #: Runs a command, and says what most its processes held. Between us, because a process starts with the peak of the one
 #: that starts it, and we have drawn the images.
 MOST = """

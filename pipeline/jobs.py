@@ -198,7 +198,7 @@ def fit(
     digests = [block_digest(block, made_on) for block in blocks]
     # The number of the block that each image is of.
     block_of = np.repeat(np.arange(len(blocks)), [block.stop - block.start for block in blocks])
-    # More images may have divided the shards, fewer joined them.
+    # More images may have divided shards since, or fewer joined them.
     olds = [Path(kept).with_stem(name) for name in relatives(Path(kept).stem)]
     old, again = unchanged(olds, digests, np.bincount(block_of, minlength=len(blocks)), parameters, reading["carry"])
     rows, covariances, carried = [old.rows], [old.covariance], old.carried

@@ -1,4 +1,4 @@
-"""The rows of images that have not changed since an older part, of their shard or one like it, was made."""
+"""The rows of images that have not changed since older parts were made."""
 
 import itertools
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
 """Programs that are traced once for all processes.
 
-JAX keeps what it has compiled, but each process traces a program anew to find it: most of what a job
-waited for, before its first fit. With a store the traced programs are kept too.
+JAX keeps what it has compiled, but each process traces a program anew to find it, which takes several times as long as
+to load it. With a store the traced programs are kept too.
 """
 
 import functools
