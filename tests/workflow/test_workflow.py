@@ -501,7 +501,10 @@ def test_scripts_only_unpack(script: Path):
 
 @pytest.mark.parametrize(
     "module",
-    ["columns", "config", "hdus", "images", "listing", "detection", "shards", "origin", "resources", "catalogue"],
+    [
+        *("columns", "config", "hdus", "headers", "versions", "images", "listing"),
+        *("detection", "shards", "origin", "resources", "catalogue"),
+    ],
 )
 def test_files_and_tables_know_no_jax(module: str):
     assert "jax" not in reached(module)
