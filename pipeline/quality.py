@@ -41,22 +41,22 @@ def residuals(free, image: likelihood.Image, n, inverse_products, under):
         shape = used * tile.shape
         square = tile.weight * tile.weight
         bump = tile.shape * moments.grid(at.slopes[3], tile) ** 2  # this slope is -2 log E
-        outliers = jnp.sum(jnp.where(jnp.abs(tile.t) > OUTLIER, 1.0, 0.0))
+        outliers = (jnp.abs(tile.t) > OUTLIER).astype(tile.v.dtype)
         return {
-            "sums": [outliers, *map(jnp.sum, (shape, loss, shape * tile.shape, shape * loss, loss * loss))],
-            "psi": [jnp.sum(tile.t * tile.v * tile.weight * bump), jnp.sum(tile.s), jnp.sum(tile.s * tile.v)],
-            "bump": [jnp.sum(square * bump * bump)],
+            "sums": [*map(moments.Sum, (outliers, shape, loss, shape * tile.shape, shape * loss, loss * loss))],
+            "psi": [*map(moments.Sum, (tile.t * tile.v * tile.weight * bump, tile.s, tile.s * tile.v))],
+            "bump": moments.Sum(square * bump * bump),
             "along": moments.slope_tables(square * bump, tile, at),
         }
 
     found = moments.total(sums, at, image)
-    outliers, w, loss, ww, wl, ll = (total.astype(n.dtype) for total in found["sums"])
-    score, s, sv = (total.astype(n.dtype) for total in found["psi"])
+    outliers, w, loss, ww, wl, ll = found["sums"]
+    score, s, sv = found["psi"]
     # Rounding may leave a negative square where all are equal.
     spread = jnp.maximum(ww - w * w / n, 0.0) * jnp.maximum(ll - loss * loss / n, 0.0)
     taken = 0.5 * moments.spread(s, sv, n) * (under - w / n * len(inverse_products))
     along = jnp.stack(moments.slopes(at, found["along"]))
-    new = jnp.maximum(found["bump"][0].astype(n.dtype) - along @ inverse_products @ along, 0.0)
+    new = jnp.maximum(found["bump"] - along @ inverse_products @ along, 0.0)
     return outliers / n, (wl - w * loss / n + taken) * jnp.sqrt(n / spread), score / jnp.sqrt(sv / n * new)
 
 

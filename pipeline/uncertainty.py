@@ -87,7 +87,7 @@ def sums(free, image: likelihood.Image, n) -> Sums:
             "scores": moments.tables(psi * psi, tile, at),
             "cross": moments.slope_tables(psi * (2.0 * tile.v - 1.0), tile, at),
             "products": moments.tables(tile.weight * tile.weight, tile, at),
-            "powers": [jnp.sum((tile.s**k).astype(free.dtype)) for k in (1, 2, 3, 4)],
+            "powers": [moments.Sum(tile.s**k) for k in (1, 2, 3, 4)],
         }
 
     found = moments.total(of, at, image)
@@ -126,12 +126,12 @@ def _independent(at: moments.Frame, image: likelihood.Image, here: Sums, inverse
         leverage = moments.grid(lever[0], tile) * tile.shape**2
         if at.level:
             leverage = leverage + moments.grid(lever[1], tile) * tile.shape + moments.grid(lever[2], tile)
-        return moments.tables(square * square * leverage, tile, at), jnp.sum(square * leverage * tile.shape)
+        return moments.tables(square * square * leverage, tile, at), moments.Sum(square * leverage * tile.shape)
 
     tables, under = moments.total(of, at, image)
     levered = dense(moments.products(at, tables), len(here.products))
     middle = here.products + inflation(here.powers) * levered
-    return inverse_products @ middle @ inverse_products, under.astype(middle.dtype)
+    return inverse_products @ middle @ inverse_products, under
 
 
 def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, reach: int = 0) -> Covariances:
