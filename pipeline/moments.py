@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pipeline.likelihood import Image
 
@@ -75,7 +76,7 @@ class Tile(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """What is asked for: sum w X^i Y^j of a map w (rows, nx), i, j <= degree, at [j, i]."""
+    """What is asked for: sum w X^i Y^j of a map w (rows, nx), i, j <= degree, at [j, i]; a scalar for degree 0."""
 
     weights: jax.Array
     degree: int
@@ -145,7 +146,11 @@ def total(function, at: Frame, image: Image):
     def add(sums, block):
         return jax.tree.map(jnp.add, sums, values(*block)), None
 
-    blocks = (image.data.reshape(-1, rows, nx), image.weight.reshape(-1, rows, nx), rows * jnp.arange(ny // rows))
+    blocks = (
+        image.data.reshape(-1, rows, nx),
+        image.weight.reshape(-1, rows, nx),
+        rows * np.arange(ny // rows, dtype=float),
+    )
     shapes = jax.eval_shape(lambda: values(image.data[:rows], image.weight[:rows], 0))
     return jax.lax.scan(add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), blocks)[0]
 
@@ -153,20 +158,24 @@ def total(function, at: Frame, image: Image):
 def _answer(asked, tile: Tile):
     """The values of a tree of `Moments`, `Sum` and `Logs` in one tile, float64."""
     leaves, tree = jax.tree.flatten(asked, is_leaf=lambda node: isinstance(node, Moments | Sum | Logs))
-    plain = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Sum) or (isinstance(leaf, Moments) and not leaf.degree)]
-    logs = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Logs)]
-    values: list = [_table(*leaf, tile) if isinstance(leaf, Moments) and leaf.degree else None for leaf in leaves]
-    for i, value in zip(plain, sums([leaves[i][0] for i in plain]), strict=True):
-        values[i] = value[None, None] if isinstance(leaves[i], Moments) else value
-    for i, value in zip(logs, log_products([leaves[i].squares for i in logs]), strict=True):
-        values[i] = value
-    return jax.tree.unflatten(tree, values)
+
+    def kind(leaf):
+        return Sum if isinstance(leaf, Moments) and leaf.degree == 0 else type(leaf)
+
+    tables, plain, logs = ([leaf for leaf in leaves if kind(leaf) is which] for which in (Moments, Sum, Logs))
+    found = {
+        Moments: iter([_table(leaf.weights, leaf.degree, tile) for leaf in tables]),
+        Sum: iter(sums([leaf[0] for leaf in plain])),
+        Logs: iter(log_products([leaf.squares for leaf in logs])),
+    }
+    return jax.tree.unflatten(tree, [next(found[kind(leaf)]) for leaf in leaves])
 
 
 def tile(at: Frame, data, weight, first) -> Tile:
     rows, nx = data.shape
     dtype = data.dtype
-    x, y = jnp.arange(nx, dtype=at.x0.dtype), (first + jnp.arange(rows)).astype(at.x0.dtype)
+    # Constants, not the compiler's counters: of these it makes new ones for each tile, and never sees that they agree.
+    x, y = np.arange(nx, dtype=at.x0.dtype), first + np.arange(rows, dtype=at.x0.dtype)
     x, y = ((x - at.x0) / at.sigma).astype(dtype), ((y - at.y0) / at.sigma).astype(dtype)
     rho, diff = at.rho.astype(dtype), at.diff.astype(dtype)
     quadratic = ((1.0 - diff) * y * y)[:, None] + x[None, :] * ((1.0 + diff) * x[None, :] + (rho * y)[:, None])
@@ -214,23 +223,19 @@ def sums(maps) -> list:
 
 
 def log_products(maps) -> list:
-    """sum log(1 + s) of some maps (rows, nx), 0 <= s <= LARGEST^2, in float64: of products, since logarithms are slow."""
-    if not maps:
-        return []
-    return [
-        jnp.sum(jnp.log(part))
-        for part in _folded([1.0 + squares.astype(jnp.float64) for squares in maps], jnp.multiply, 1)
-    ]
+    """sum log(1 + s) of some maps (rows, nx), 0 <= s <= LARGEST^2, float64: of products, since logarithms are slow."""
+    factors = [1.0 + squares.astype(jnp.float64) for squares in maps]
+    return [jnp.sum(jnp.log(part)) for part in (_folded(factors, jnp.multiply, 1) if maps else [])]
 
 
 def grid(poly: Polynomial, tile: Tile):
     """The values of a polynomial of degree <= 4 at the pixels of a tile (rows, nx), by Horner's rule along x."""
     dtype = tile.x.dtype
-    x = tile.x[None, :, 1]
-    value = jnp.zeros((), dtype)
+    x, zero = tile.x[None, :, 1], jnp.zeros((tile.y.shape[1], 1), dtype)
+    value = zero
     for i in range(max(i for i, _ in poly), -1, -1):
-        row = sum((jnp.asarray(c, dtype) * tile.y[j] for (k, j), c in poly.items() if k == i), start=jnp.zeros((), dtype))
-        value = value * x + row[..., None]
+        terms = (jnp.asarray(c, dtype) * tile.y[j][:, None] for (k, j), c in poly.items() if k == i)
+        value = value * x + sum(terms, start=zero)
     return value
 
 
@@ -245,8 +250,8 @@ def multiply(a: Polynomial, b: Polynomial) -> Polynomial:
 
 
 def integral(poly: Polynomial, moments):
-    """The sum over the pixels of a weight map times a polynomial, from the map's moments."""
-    return sum(value * moments[j, i] for (i, j), value in poly.items())
+    """The sum over the pixels of a weight map times a polynomial, from the map's moments; of degree 0 their number."""
+    return sum(value * (moments[j, i] if moments.ndim else moments) for (i, j), value in poly.items())
 
 
 def tables(weights, tile: Tile, at: Frame) -> list:
@@ -334,17 +339,18 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
         e, h, t, v = tile.shape, tile.h, tile.t, tile.v
         square, vh = t * t, v * h
         bend = 1.0 + newton * (2.0 * v - 2.0)
+        psi = [Moments(2.0 * (t * e) * vh, 2)]
         wanted = {
             "judged": Logs(jnp.minimum(square * ratio, LARGEST**2)),
             "nll": Logs(square),
             "source": Moments(2.0 * (v * e) * h * (amp * e * h * bend - newton * t), 4),
             "peak": Sum(2.0 * bend * vh * (h * e * e)),
-            "psi": [Moments(2.0 * (t * e) * vh, 2)],
+            "psi": psi,
             "s": Sum(tile.s),
             "sv": Sum(tile.s * v),
         }
         if at.level:
-            wanted["psi"].append(Moments(2.0 * t * vh, degree))
+            psi.append(Moments(2.0 * t * vh, degree))
             wanted["ground"] = [
                 Moments(2.0 * bend * vh * (h * e), 2 + degree),
                 Moments(2.0 * bend * vh * h, 2 * degree),
