@@ -9,7 +9,7 @@ left are sums of a few products of numbers. Equal to `likelihood.terms` to round
 What a caller wants of the pixels it asks for: a function of a `Tile` returns a tree of `Moments`, `Sum` and `Logs`, and
 `total` gives back the tree of their values. On a processor the time goes into passes over maps that no longer fit into
 its cache. So maps are written as products of those of the tile, none in terms of another: each then is one pass; and
-all sums are taken in one pass together. Both halve the time of a step.
+all sums are taken in one pass together. Together they halve the time of a step.
 
 Coordinates move with the source and are measured in its width, which keeps float32 accurate anywhere in any image.
 Pixels are taken in the floating-point type of the image, everything else in that of the parameters. Images too large
@@ -250,7 +250,7 @@ def multiply(a: Polynomial, b: Polynomial) -> Polynomial:
 
 
 def integral(poly: Polynomial, moments):
-    """The sum over the pixels of a weight map times a polynomial, from the map's moments; of degree 0 their number."""
+    """The sum over the pixels of a weight map times a polynomial, from the map's moments; of degree 0 they are a scalar."""
     return sum(value * (moments[j, i] if moments.ndim else moments) for (i, j), value in poly.items())
 
 
