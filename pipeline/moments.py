@@ -250,7 +250,7 @@ def multiply(a: Polynomial, b: Polynomial) -> Polynomial:
 
 
 def integral(poly: Polynomial, moments):
-    """The sum over the pixels of a weight map times a polynomial, from the map's moments; of degree 0 they are a scalar."""
+    """The sum over the pixels of a weight map times a polynomial, from its moments, a scalar if of degree 0."""
     return sum(value * (moments[j, i] if moments.ndim else moments) for (i, j), value in poly.items())
 
 
