@@ -3,13 +3,13 @@
 With X = (x - x0) / sigma, Y = (y - y0) / sigma and E = exp(-q/2), every first derivative of the model is E times a
 polynomial of degree 2 in X, Y and every second derivative E times one of degree 4. So the pixels enter the gradient
 and the Hessian only through moments sum w X^i Y^j of a few weight maps w, which are products of small matrices; what is
-left are sums of a few products of numbers. Equal to `likelihood.terms` to rounding, at a thousandth of its cost
+left are sums of a few products of numbers. Equal to `likelihood.terms` to rounding, at a small part of its cost
 (design: section 4).
 
 What a caller wants of the pixels it asks for: a function of a `Tile` returns a tree of `Moments`, `Sum` and `Logs`, and
 `total` gives back the tree of their values. On a processor the time goes into passes over maps that no longer fit into
-its cache. So maps are written as products of those of the tile, none in terms of another: each then is one pass; and
-all sums are taken in one pass together. Together they halve the time of a step.
+its cache. So `step` writes each map that it asks for as a product of those of the tile, none in terms of another: each
+then is one pass. And up to SUMS_AT_ONCE sums are taken in one pass. Together that halves the time of a step.
 
 Coordinates move with the source and are measured in its width, which keeps float32 accurate anywhere in any image.
 Pixels are taken in the floating-point type of the image, everything else in that of the parameters. Images too large
@@ -143,8 +143,8 @@ def total(function, at: Frame, image: Image):
     if rows == ny:
         return values(image.data, image.weight, 0)
 
-    def add(sums, block):
-        return jax.tree.map(jnp.add, sums, values(*block)), None
+    def add(so_far, block):
+        return jax.tree.map(jnp.add, so_far, values(*block)), None
 
     blocks = (
         image.data.reshape(-1, rows, nx),
@@ -264,7 +264,7 @@ def tables(weights, tile: Tile, at: Frame) -> list:
 
 
 def products(at: Frame, moments: list) -> dict:
-    """The lower triangle of sum w (d m / d p_i) (d m / d p_j) from `tables` of w, for source and background."""
+    """The lower triangle of sum w (d m / d p_i) (d m / d p_j) by the values of `tables`, for source and background."""
     lower = _ground_products(at, moments[1:])
     for i in range(6):
         for j in range(i + 1):
@@ -290,7 +290,7 @@ def slope_tables(weights, tile: Tile, at: Frame) -> list:
 
 
 def slopes(at: Frame, moments: list) -> list:
-    """sum w (d m / d p_i) from `slope_tables` of w, for source and background."""
+    """sum w (d m / d p_i) from the values of `slope_tables`, for source and background."""
     source = [factor * integral(poly, moments[0]) for factor, poly in zip(at.factors, at.slopes, strict=True)]
     return source + [integral(poly, moments[1]) for poly in at.ground]
 
@@ -334,8 +334,10 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
     degree = len(at.level) // 2
 
     def asked(tile):
-        # psi = 2 t v h is the derivative of the nll in a pixel, psi' = 2 v h^2 bend that of psi. Both parts of the
-        # Hessian, psi' (d m / d p)^2 - psi d2 m / d p^2, have the same polynomials: so one map for both, over amp.
+        # psi = 2 t v h is the derivative of the nll in a pixel, psi' = 2 v h^2 bend that of psi; where the matrix is
+        # not exact, bend is 1 and psi' the weight of least squares. Both parts of the Hessian, psi' (d m / d p)^2 and
+        # -psi d2 m / d p^2, have the same polynomials but for the bends: so one map for both, over amp. The model is
+        # linear in amp, so that its own entry, the sum of psi' E^2, has no other part.
         e, h, t, v = tile.shape, tile.h, tile.t, tile.v
         square, vh = t * t, v * h
         bend = 1.0 + newton * (2.0 * v - 2.0)
@@ -361,12 +363,11 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
 
     found = total(asked, at, image)
     matrix = _ground_products(at, found.get("ground", []))
-    for i in range(6):
-        for j in range(i + 1):
-            entry = integral(multiply(at.slopes[i], at.slopes[j]), found["source"])
-            entry = entry - jnp.where(exact, integral(at.bends.get((i, j), {}), found["psi"][0]), 0.0)
-            matrix[i, j] = entry if 2 in (i, j) else at.amp * entry
     matrix[2, 2] = found["peak"]
+    for place in [(i, j) for i in range(6) for j in range(i + 1) if (i, j) != (2, 2)]:
+        entry = integral(multiply(*(at.slopes[i] for i in place)), found["source"])
+        entry = entry - jnp.where(exact, integral(at.bends.get(place, {}), found["psi"][0]), 0.0)
+        matrix[place] = entry if 2 in place else at.amp * entry
     gradient = [-slope for slope in slopes(at, found["psi"])]
     s, sv = found["s"], found["sv"]
     last = len(gradient)
