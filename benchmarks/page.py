@@ -1,6 +1,8 @@
 """The page of benchmarks and its picture, from what the studies have stored."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -261,10 +263,6 @@ SECTIONS = {
 }
 
 
-#: Studies that are in the picture.
-DRAWN = {"engines", "sizes", "counts"}
-
-
 def summary(stored) -> str:
     """The few numbers that a reader came for."""
     lines = []
@@ -336,10 +334,8 @@ def write(stored, folder: Path) -> None:
     """Write ``benchmarks.md`` and ``pictures/benchmarks.png`` into ``folder``."""
     sections = [make(stored[name]["results"]) for name, make in SECTIONS.items() if name in stored]
     missing = [name for name in SECTIONS if name not in stored]
-    picture = ""
-    if DRAWN & stored.keys():
-        text = "Rates by peer; time of a fit against the side of the image; time against the count"
-        picture = f"![{text}](pictures/benchmarks.png)\n\n"
+    drawn = [panel for name, panel in PANELS.items() if name in stored]
+    picture = f"![{'; '.join(panel.text for panel in drawn)}](pictures/benchmarks.png)\n\n" if drawn else ""
     page = f"""# Benchmarks
 
 Written by `make bench`: this package against what a user would take instead, on the same images and the same cores, in
@@ -359,7 +355,7 @@ what it has compiled. Real images have masks and noise maps.
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     (folder / "benchmarks.md").write_text(page)
     # Without the version of matplotlib in it, the file depends on the picture alone.
-    if picture:
+    if drawn:
         draw(stored).savefig(folder / "pictures" / "benchmarks.png", dpi=150, metadata={"Software": None})
 
 
@@ -368,47 +364,73 @@ def plain(name) -> str:
     return name.replace("`", "").replace("*", "").replace("numerical", "num.").replace("analytic", "anal.")
 
 
+def draw_engines(study, axes) -> None:
+    """Rates by peer."""
+    rows = study["results"]["8"]
+    names = [name for name in PEERS if name in rows][::-1]
+    for i, name in enumerate(names):
+        rates = rows[name]["rates"]
+        middle = np.median(rates)
+        axes.barh(i, middle, color=COLOURS["**this package, float64**"] if name in OURS else "#b0b0b0")
+        axes.plot([min(rates), max(rates)], [i, i], color="k", lw=1.2)
+        axes.text(1.15 * max(rates), i, number(middle), va="center", fontsize=8.5)
+    axes.set(xscale="log", xlabel="fits a second, all cores", title="8 parameters (scipy, lmfit, astropy: 7)")
+    axes.set_yticks(range(len(names)), [plain(name) for name in names], fontsize=8.5)
+    rates = [rate for row in rows.values() for rate in row["rates"]]
+    axes.set_xlim(10 ** np.floor(np.log10(min(rates))), 6 * max(rates))
+
+
+def draw_sizes(study, axes) -> None:
+    """Time of a fit against the side of the image."""
+    for name, row in study["results"].items():
+        x = [int(side) for side in row]
+        cost = [1e3 * study["cores"] / np.array(rates) for rates in row.values()]
+        axes.plot(x, [np.median(times) for times in cost], "o-", ms=4, color=COLOURS[name], label=plain(name))
+        axes.fill_between(x, *zip(*((t.min(), t.max()) for t in cost), strict=True), color=COLOURS[name], alpha=0.2)
+    axes.set(xscale="log", yscale="log", xlabel="side of the image [px]", title="time of a fit on a core [ms]")
+    axes.set_xticks(x, [str(side) for side in x])
+    axes.minorticks_off()
+    axes.set_ylim(top=4 * axes.get_ylim()[1])
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
+
+
+def draw_counts(study, axes) -> None:
+    """Time and memory against the count."""
+    rows = study["results"]["counts"]
+    x = [int(count) for count in rows]
+    axes.plot(x, [np.median(row["seconds"]) for row in rows.values()], "o-", ms=4, color=COLOURS[scaling.DOUBLE])
+    axes.set(xscale="log", yscale="log", xlabel="images", title="time on one core [s]; peak memory [MB]")
+    memory = axes.twinx()
+    memory.plot(x, [np.median(row["memory"]) for row in rows.values()], "s--", ms=4, color="#777777")
+    memory.set_ylim(bottom=0)
+    memory.spines["top"].set_visible(False)
+    memory.set_ylabel("peak memory [MB]", color="#777777")
+    axes.set_ylabel("seconds", color=COLOURS[scaling.DOUBLE])
+
+
+class Panel(NamedTuple):
+    """A part of the picture: ``draw(study, axes)``, what it shows, and its width beside others."""
+
+    draw: Callable
+    text: str
+    width: float
+
+
+#: By study.
+PANELS = {
+    "engines": Panel(draw_engines, "rates by peer", 1.6),
+    "sizes": Panel(draw_sizes, "time of a fit against the side of the image", 1.0),
+    "counts": Panel(draw_counts, "time and memory against the count", 1.0),
+}
+
+
 def draw(stored) -> plt.Figure:
-    """Rates by peer, time a fit against the side, time and memory against the count."""
-    figure, (bars, sides, numbers) = plt.subplots(1, 3, figsize=(13, 4.6), width_ratios=(1.25, 1, 1))
-    if "engines" in stored:
-        rows = stored["engines"]["results"]["8"]
-        names = [name for name in PEERS if name in rows][::-1]
-        for i, name in enumerate(names):
-            rates = rows[name]["rates"]
-            middle = np.median(rates)
-            bars.barh(i, middle, color=COLOURS["**this package, float64**"] if name in OURS else "#b0b0b0")
-            bars.plot([min(rates), max(rates)], [i, i], color="k", lw=1.2)
-            bars.text(1.15 * max(rates), i, number(middle), va="center", fontsize=8.5)
-        bars.set(xscale="log", xlabel="fits a second, all cores", title="8 parameters (scipy, lmfit, astropy: 7)")
-        bars.set_yticks(range(len(names)), [plain(name) for name in names], fontsize=8.5)
-        rates = [rate for row in rows.values() for rate in row["rates"]]
-        bars.set_xlim(10 ** np.floor(np.log10(min(rates))), 6 * max(rates))
-    if "sizes" in stored:
-        for name, row in stored["sizes"]["results"].items():
-            x = [int(side) for side in row]
-            cost = [1e3 * stored["sizes"]["cores"] / np.array(rates) for rates in row.values()]
-            sides.plot(x, [np.median(times) for times in cost], "o-", ms=4, color=COLOURS[name], label=plain(name))
-            sides.fill_between(
-                x, *zip(*((t.min(), t.max()) for t in cost), strict=True), color=COLOURS[name], alpha=0.2
-            )
-        sides.set(xscale="log", yscale="log", xlabel="side of the image [px]", title="time of a fit on a core [ms]")
-        sides.set_xticks(x, [str(side) for side in x])
-        sides.minorticks_off()
-        sides.set_ylim(top=4 * sides.get_ylim()[1])
-        sides.legend(fontsize=8, frameon=False, loc="upper left")
-    if "counts" in stored:
-        rows = stored["counts"]["results"]["counts"]
-        x = [int(count) for count in rows]
-        numbers.plot(x, [np.median(row["seconds"]) for row in rows.values()], "o-", ms=4, color=COLOURS[scaling.DOUBLE])
-        numbers.set(xscale="log", yscale="log", xlabel="images", title="time on one core [s]; peak memory [MB]")
-        memory = numbers.twinx()
-        memory.plot(x, [np.median(row["memory"]) for row in rows.values()], "s--", ms=4, color="#777777")
-        memory.set_ylim(bottom=0)
-        memory.spines["top"].set_visible(False)
-        memory.set_ylabel("peak memory [MB]", color="#777777")
-        numbers.set_ylabel("seconds", color=COLOURS[scaling.DOUBLE])
-    for axes in (bars, sides, numbers):
+    """The panels of those studies that were run."""
+    panels = {name: panel for name, panel in PANELS.items() if name in stored}
+    widths = [panel.width for panel in panels.values()]
+    figure, row = plt.subplots(1, len(panels), figsize=(4 * sum(widths), 4.6), width_ratios=widths, squeeze=False)
+    for (name, panel), axes in zip(panels.items(), row[0], strict=True):
+        panel.draw(stored[name], axes)
         axes.title.set_fontsize(10)
         axes.spines["top"].set_visible(False)
         axes.spines["right"].set_visible(False)

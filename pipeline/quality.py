@@ -35,7 +35,7 @@ def residuals(free, image: likelihood.Image, n, inverse_products, under):
     """
     at = moments.frame(free, image)
 
-    def sums(tile):
+    def asked(tile):
         used = (tile.weight > 0).astype(tile.v.dtype)
         loss = -jnp.log(tile.v.astype(jnp.float32)).astype(tile.v.dtype)  # 0 where unused; float32 is near enough
         shape = used * tile.shape
@@ -49,7 +49,7 @@ def residuals(free, image: likelihood.Image, n, inverse_products, under):
             "along": moments.slope_tables(square * bump, tile, at),
         }
 
-    found = moments.total(sums, at, image)
+    found = moments.total(asked, at, image)
     outliers, w, loss, ww, wl, ll = found["sums"]
     score, s, sv = found["psi"]
     # Rounding may leave a negative square where all are equal.
