@@ -32,38 +32,49 @@ def _ordered(bits):
 def quantiles(values, used, probabilities):
     """Quantiles of the used pixels, off by no more than ACCURACY of the distance of the first from the last.
 
-    By bisection of the bits of floating-point numbers: its cost does not depend on the range of the values, and is a
-    fifth of that of sorting on a CPU. Where first and last are equal, they are exact.
+    By bisection of the bits of floating-point numbers: its cost does not depend on the range of the values. Eight bits
+    at a time, from the highest, so that pixels are compared as numbers of one byte, 64 at once on a CPU: a tenth of the
+    time of sorting. Where first and last are equal, they are exact.
 
     values : float64 array, finite. used : bool array of its shape. probabilities : k rising numbers. Returns (k,).
     """
     limits = jnp.iinfo(jnp.int64)
     keys = jnp.where(used, _ordered(jax.lax.bitcast_convert_type(values, jnp.int64)), limits.max)
     count = jnp.sum(used, dtype=jnp.int32).astype(float)
-    low, high = jnp.min(keys) - 1, jnp.max(jnp.where(used, keys, limits.min + 1))
-    ranks = [jnp.ceil(probability * count) for probability in probabilities]
+    ranks = jnp.stack([jnp.ceil(probability * count) for probability in probabilities]).astype(jnp.float32)
+    narrow = jnp.int8 if values.shape[0] <= jnp.iinfo(jnp.int8).max else jnp.int32
 
     def value(key):
         return jax.lax.bitcast_convert_type(_ordered(key), values.dtype)
 
-    def halve(carry):
-        n, ends = carry
-        new = []
-        for (low, high), rank in zip(ends, ranks, strict=True):
-            middle = (low & high) + ((low ^ high) >> 1)  # the mean, without overflow
+    def last(first, unknown):
+        """The largest key that differs from the first, the smallest, in no more than the lowest, unknown bits."""
+        return first + (jnp.left_shift(1, unknown) - 1)
+
+    def descend(first, rank, unknown):
+        shift = unknown - 8
+        within = jnp.clip(keys, first, last(first, unknown)) - first
+        digits = (jax.lax.shift_right_logical(within, jnp.full_like(within, shift)) - 128).astype(jnp.int8)
+
+        def settle(i, digit):
+            larger = digit + jnp.right_shift(128, i)
             # Along one axis in whole numbers, along the other not: two sums of one kind are not vectorised.
-            columns = jnp.sum(keys <= middle, axis=0, dtype=jnp.int32)
-            enough = jnp.sum(columns.astype(float)) >= rank
-            new.append((jnp.where(enough, low, middle), jnp.where(enough, middle, high)))
-        return n + 1, new
+            columns = jnp.sum(digits < (larger - 128).astype(jnp.int8), axis=0, dtype=narrow)
+            return jnp.where(jnp.sum(columns.astype(jnp.float32)) < rank, larger, digit)
+
+        return first + jnp.left_shift(jax.lax.fori_loop(0, 8, settle, jnp.zeros_like(first)), shift)
+
+    def descend_all(carry):
+        firsts, unknown = carry
+        return jax.vmap(descend, (0, 0, None))(firsts, ranks, unknown), unknown - 8
 
     def unclear(carry):
-        n, ends = carry
-        widest = jnp.max(jnp.stack([value(high) - value(low) for low, high in ends]))
-        return (n < 64) & ~(widest < ACCURACY * (value(ends[-1][0]) - value(ends[0][1])))
+        firsts, unknown = carry
+        low, high = value(firsts), value(last(firsts, unknown))
+        return (unknown > 0) & ~(jnp.max(high - low) < ACCURACY * (low[-1] - high[0]))
 
-    _, ends = jax.lax.while_loop(unclear, halve, (0, [(low, high)] * len(ranks)))
-    return jnp.stack([value(high) for _, high in ends])
+    nothing = (jnp.full(len(probabilities), limits.min), jnp.asarray(64))
+    return value(jax.lax.while_loop(unclear, descend_all, nothing)[0])
 
 
 def half_spread(values, used):

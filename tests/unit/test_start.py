@@ -51,6 +51,16 @@ def test_quantiles_are_exact_where_most_pixels_are_equal(offset):
     assert np.array_equal(quantiles(jnp.asarray(values), jnp.ones(90, bool), (0.25, 0.5, 0.75)), [offset] * 3)
 
 
+@pytest.mark.parametrize("shape", [(9, 7), (127, 3), (128, 3), (600, 2)])
+@pytest.mark.parametrize("offset", [0.0, 1e9])
+def test_quantiles_of_images_of_any_height(shape, offset):
+    values = np.random.default_rng(shape[0]).standard_cauchy(shape) + offset
+    ordered = np.sort(values, axis=None)
+    expected = ordered[[int(np.ceil(p * values.size)) - 1 for p in (0.01, 0.5, 0.99)]]
+    found = quantiles(jnp.asarray(values), jnp.ones(shape, bool), (0.01, 0.5, 0.99))
+    assert np.max(np.abs(found - expected)) <= start.ACCURACY * (expected[2] - expected[0])
+
+
 def test_quantiles_survive_any_range():
     values = np.array([-3.4e38, -1.0, -1e-300, 0.0, 2.0, 3.0, 1e300])
     low, middle, high = quantiles(jnp.asarray(values), jnp.ones(7, bool), (0.3, 0.5, 0.7))
