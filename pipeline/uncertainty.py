@@ -193,16 +193,17 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
     if kernel is None:
         block, under = _independent(at, image, here, inverse_products)
         block = _stretch(ratio * n / (n - p) * block, free[2])
-        variance, more, others = variance / (n - p), 1.0, (q - 1.0, q - 1.0)
+        variance, more, others, uneven = variance / (n - p), 1.0, (q - 1.0, q - 1.0), 0.0
         kernel_fwhm = jnp.asarray(jnp.nan, free.dtype)
     else:
         kernel = jnp.where(jnp.isnan(kernel), correlation.estimate(free, image, n), kernel)
         under = jnp.asarray(jnp.nan, free.dtype)
-        block, more, *others = correlation.covariance(free, image, n, kernel, reach, ratio, fit_scale)
+        block, more, *others, uneven = correlation.covariance(free, image, n, kernel, reach, fit_scale)
         variance, kernel_fwhm = more * variance / n, correlation.kernel_fwhm(kernel)
     # From log sigma to sigma: the mean of exp(a) is exp(mean a + var a / 2).
     curved = jnp.zeros(q, free.dtype).at[3].set(0.5 * block[3, 3]).at[-1].set(0.5 * variance)
-    expected = jnp.append(_bias(at, image, inverse_products, block), scale_bias(here.powers, n, *others, more)) + curved
+    of_scale = scale_bias(here.powers, n, *others, more) - uneven
+    expected = jnp.append(_bias(at, image, inverse_products, block), of_scale) + curved
     expected = within(expected, jnp.sqrt(jnp.append(jnp.diag(block), variance)))
     gradient = (here.gradient / slope)[:p]
     rest = hessian @ gradient
