@@ -72,15 +72,15 @@ def test_limits_hold(found):
         for limit, width in zip(LIMITS, widths, strict=True):
             assert np.isfinite(found[name][limit]).all()
             assert at_least(np.mean(found[name][limit] >= width), 0.95), (name, limit)
-    # Where the direction is known nothing is given away, but what errors on correlated noise are too long.
-    assert within(np.mean(found["thin"]["deconvolved_major_limit"] >= 6), 0.95, 0.02)
+    # Where the direction is known nothing is given away.
+    assert within(np.mean(found["thin"]["deconvolved_major_limit"] >= 6), 0.95)
 
 
 def test_point_sources_are_unresolved_and_others_are_not(found):
     shares = {name: np.mean(sky.unresolved(columns)) for name, columns in found.items()}
     assert at_least(shares["point"], 0.95), shares
     assert shares["point"] < 0.995, shares  # else the threshold could be lower
-    assert shares["point"] > shares["small"] > 0.3, shares
+    assert shares["point"] > shares["small"] > 0.2, shares
     assert max(shares[name] for name in ("thin", "round", "oblong")) < 0.05, shares
 
 
