@@ -4,6 +4,8 @@ Images are padded with unused pixels to a few sizes and fitted in batches of one
 and the numbers of a row depend on nothing but its own pixels.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,16 +124,19 @@ def fit_stack(
     shapes = np.broadcast_to(np.array([ny, nx]), (length, 2))
 
     def padded(stack, queue, dtype, fill):
+        images = np.asarray(stack)[queue]
+        if images.shape == (length, *sides):
+            return images.astype(dtype, copy=False)
         block = np.full((length, *sides), fill, dtype=dtype)
-        block[: len(queue), :ny, :nx] = np.asarray(stack)[queue]
+        block[: len(images), :ny, :nx] = images
         return block
 
     if mask is None:
         mask = np.broadcast_to(False, data.shape)
 
-    def solved(queue, distance) -> program.Solution:
+    def solved(queue, count, distance) -> program.Solution:
         """Of some rows. What is only needed on the way is forgotten on leaving."""
-        count = jnp.asarray(len(queue))
+        count = jnp.asarray(count)
         pixels = padded(data, queue, np.float64, np.nan)
         hidden = padded(mask, queue, bool, True)
         noise = None if noise_map is None else padded(noise_map, queue, np.float64, np.nan)
@@ -143,20 +148,24 @@ def fit_stack(
         arrays = found, problems, units, shapes, kernel, count, dials
         return program.solve_all(*arrays, fit_scale=fit_scale, reach=int(distance), batch=batch)
 
-    queues, solutions = [], []
-    for distance in np.unique(reach) if n else [0]:
-        rows = np.flatnonzero(reach == distance)
+    solutions, counts, together = [], [], [np.flatnonzero(reach == distance) for distance in np.unique(reach)]
+    for rows in together or [np.arange(0)]:
         for low in range(0, max(len(rows), 1), length):
-            queues.append(rows[low : low + length])
-            solutions.append(solved(queues[-1], distance))
-    order = np.argsort(np.concatenate(queues))
-    return _described(jax.tree.map(lambda *parts: _joined(parts, queues)[order], *solutions), (ny, nx), dials)
+            # Rows one after the other are not copied.
+            queue = rows[low : low + length] if len(together) > 1 else slice(low, min(low + length, n))
+            counts.append(min(length, len(rows) - low))
+            solutions.append(solved(queue, counts[-1], reach[rows[0]] if n else 0))
+    joined = jax.tree.map(lambda *parts: _joined(parts, counts), *solutions)
+    if len(together) > 1:
+        order = np.argsort(np.concatenate(together))
+        joined = jax.tree.map(lambda leaf: leaf[order], joined)
+    return _described(joined, (ny, nx), dials)
 
 
-def _joined(parts, queues) -> np.ndarray:
-    """What queues have given, one after the other; floating-point numbers as float64."""
-    whole = np.concatenate([np.asarray(part)[: len(queue)] for part, queue in zip(parts, queues, strict=True)])
-    return whole.astype(np.float64) if whole.dtype.kind == "f" else whole
+def _joined(parts, counts) -> np.ndarray:
+    """The first rows of each part, one after the other; floating-point numbers as float64."""
+    whole = np.concatenate([np.asarray(part)[:count] for part, count in zip(parts, counts, strict=True)])
+    return whole.astype(np.float64, copy=False) if whole.dtype.kind == "f" else whole
 
 
 def _described(solutions: program.Solution, shape: tuple[int, int], dials: program.Dials) -> FitResult:
@@ -164,13 +173,17 @@ def _described(solutions: program.Solution, shape: tuple[int, int], dials: progr
     batch, length = (MAX_BATCH, DESCRIBED_AT_ONCE) if jax.default_backend() == "cpu" else (ACCELERATOR_BATCH,) * 2
     n = len(solutions.n_pixels)
     shapes = np.broadcast_to(np.array(shape), (length, 2))
-    parts, queues = [], []
+
+    def padded(leaf, low):
+        rows = leaf[low : low + length]
+        return rows if len(rows) == length else np.resize(rows, (length, *leaf.shape[1:]))
+
+    parts, counts = [], []
     for low in range(0, max(n, 1), length):
-        queue = np.arange(low, min(low + length, n))
-        padded = jax.tree.map(lambda leaf, queue=queue: np.resize(leaf[queue], (length, *leaf.shape[1:])), solutions)
-        parts.append(program.describe_all(padded, shapes, jnp.asarray(len(queue)), dials, batch=batch))
-        queues.append(queue)
-    return jax.tree.map(lambda *leaves: _joined(leaves, queues), *parts)
+        counts.append(min(length, n - low))
+        queue = jax.tree.map(functools.partial(padded, low=low), solutions)
+        parts.append(program.describe_all(queue, shapes, jnp.asarray(counts[-1]), dials, batch=batch))
+    return jax.tree.map(lambda *leaves: _joined(leaves, counts), *parts)
 
 
 def fit_rows(data, mask=None, noise_map=None, **settings) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
