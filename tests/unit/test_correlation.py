@@ -37,9 +37,20 @@ def test_numbers_of_gaussian_noise_are_those_of_quadrature():
         hermite = {k: w * np.polynomial.hermite_e.hermeval(x, [0] * k + [1]) for k in range(first, first + 20, 2)}
         return [(h @ f) * (h @ g) / math.factorial(k) / (w @ (f * g)) for k, h in hermite.items()]
 
-    found = half_width, weights(psi, psi, 1), weights(psi, slope, 1), weights(chi, chi, 2)
+    steep = w @ ((1 - t * t) / (1 + t * t) ** 2)
+    found = half_width, steep, weights(psi, psi, 1), weights(psi, slope, 1), weights(chi, chi, 2)
     for number, wanted in zip(correlation.GAUSSIAN, found, strict=True):
         np.testing.assert_allclose(number, wanted, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("half_width", [0.1, 0.3, 0.612, 1.0, 2.0, 5.0, 1e3])
+def test_how_linear_psi_is_follows_from_its_mean_slope(half_width):
+    x = np.linspace(-10, 10, 400_001)
+    density, t = np.exp(-x * x / 2) / np.sum(np.exp(-x * x / 2)), x / half_width
+    slope = density @ ((1 - t * t) / (1 + t * t) ** 2)
+    # Of a linear function the first weight is 1: by parts, E x psi = E dpsi / dx.
+    first = (slope / half_width) ** 2 / (density @ (t / (1 + t * t)) ** 2)
+    assert correlation._of_slope(jnp.float64(slope))[0] == pytest.approx(first, abs=0.003)
 
 
 def test_what_mehlers_formula_says_of_psi_is_what_a_simulation_finds():
@@ -174,6 +185,16 @@ def test_errors_hold_on_correlated_noise(how):
     low, left = ((result.params - b - truth)[:, 7] / result.errors[:, 7] for b in (0.0, result.bias))
     assert np.mean(low) < -0.5
     assert abs(np.mean(left)) < 0.15
+
+
+@pytest.mark.parametrize(("scale", "precision"), [(1.0, "float64"), (30.0, "float32")])
+def test_errors_hold_on_correlated_noise_for_a_given_scale(scale, precision):
+    """Coverage as above; as if the scale had been fitted, it would be 61 to 65 and 53 to 59 %."""
+    n = 1500
+    images, source = stamps.draw(n, (10, 100), seed=4, noise="correlated", background=3.0)
+    result = fit.fit_stack(images, correlation=3.0, scale=scale, precision=precision)
+    pulls = (result.params[:, :7] - np.column_stack([source, np.full(n, 3.0)])) / result.errors[:, :7]
+    assert np.all(np.abs(np.mean(np.abs(pulls) < 1, axis=0) - 0.683) < 0.055)
 
 
 def test_errors_hold_on_noise_smoothed_with_an_elliptical_beam():

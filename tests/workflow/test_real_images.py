@@ -115,6 +115,9 @@ def isolated(x: np.ndarray, y: np.ndarray, distance: float) -> np.ndarray:
 
 PROJECTIONS = ("AIT", "SIN", "TAN")
 PIXEL = 240.0  # arcsec, of the Parkes images where they are not distorted
+#: What a source moves by, along an axis, where an image was interpolated into another projection. The reference is of
+#: SIN: the brightest source, at S/N 242, lies 0.006 pixels from it there, 0.04 in AIT and 0.06 in TAN.
+INTERPOLATED = 0.03 * PIXEL
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +219,8 @@ def test_sources_agree_with_the_reference_within_errors(name, projection, parkes
     if name == "pa_sky":
         good &= np.asarray(reference["fwhm_major_sky"] > 1.05 * reference["fwhm_minor_sky"])
     off, error = off_by(rows, reference, name)
+    if name in ("ra", "dec") and projection != "SIN":
+        error = np.hypot(error, INTERPOLATED)
     pull = np.abs(off / error)[good]
     assert len(pull) >= (6 if name == "pa_sky" else 9)
     assert np.max(pull) < 3, pull
@@ -229,6 +234,8 @@ def test_a_source_is_the_same_in_all_projections(one, other, parkes, whole, refe
     assert good.sum() > 8
     for name in ("ra", "dec", "amp", "fwhm_major_sky", "fwhm_minor_sky", "pa_sky"):
         off, error = off_by(parkes[one], parkes[other], name)
+        if name in ("ra", "dec"):
+            error = np.hypot(error, INTERPOLATED)
         pull = np.abs(off / error)[good]
         assert np.max(pull) < 2.5, (name, pull)
         assert np.median(pull) < 0.5, (name, pull)
