@@ -232,7 +232,7 @@ def covariance(free, image: likelihood.Image, n, kernel, reach: int, fit_scale: 
         """`pairs` of what Mehler's formula has with these weights beyond its first power."""
         # c^3 ends, like c, where it is 0.4 %.
         close = step * math.ceil(reach / (math.sqrt(3.0) * step))
-        return pairs(maps, lambda c: c * (_of_square(c, weights) - weights[0]), close, 1.0 - weights[0])
+        return pairs(maps, lambda c: c * (_of_square(c, weights) - weights[0]), close, 1.0 - float(weights[0]))
 
     plain, linear = inverse(product(maps, maps)), pairs(maps, lambda c: c, reach)
     # As a sum over one index: a sum over both is three times as slow.
