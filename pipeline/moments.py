@@ -372,6 +372,8 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
         matrix[place] = entry if 2 in place else at.amp * entry
     gradient = [-slope for slope in slopes(at, found["psi"])]
     s, sv = found["s"], found["sv"]
+    # 1 / scale is rounded for all pixels alike: n times as much, if it is not also in the term beside their sum.
+    off = jnp.log(at.scale * (1.0 / at.scale).astype(dtype).astype(at.scale.dtype))
     last = len(gradient)
     if fit_scale:
         for j, cross in enumerate(slopes(at, found["cross"])):
@@ -379,8 +381,8 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
         matrix[last, last] = jnp.where(exact, 4.0 * sv, 2.0 * (n - s))
         gradient.append(n - 2.0 * s)  # the sum of 2 v - 1
     return Step(
-        judged=found["judged"] + n * free[-1],
-        nll=found["nll"] + n * log_scale,
+        judged=found["judged"] + n * (free[-1] - off),
+        nll=found["nll"] + n * (log_scale - off),
         gradient=gradient,
         matrix=matrix,
         spread=spread(s, sv, n),

@@ -413,6 +413,16 @@ def test_what_float32_cannot_tell_has_not_converged():
     assert not np.any(converged & np.any(off > 6, axis=1))
 
 
+def test_faint_fits_converge_in_float32_where_they_do_in_float64():
+    """1 / scale rounded for all pixels alike once moved the value by more than a last step does: 8 went in circles."""
+    images, _ = stamps.draw(1024, (1, 2), seed=0, shape=(24, 24), background=1.0)
+    exact, single = (
+        fit.fit_stack(images, precision=precision).flags & columns.BIT["NOT_CONVERGED"] != 0
+        for precision in ("float64", "float32")
+    )
+    assert np.sum(single & ~exact) <= 2
+
+
 def test_a_noise_map_of_two_levels():
     """Half of each image is noise that the map knows of: as good as masked. A first guess may still fall for it."""
     images, _ = stamps.draw(12, (20, 200), seed=11, shape=(24, 24))
