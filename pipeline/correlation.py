@@ -184,18 +184,22 @@ def covariance(free, image: likelihood.Image, n, kernel, reach: int, fit_scale: 
         W_i = 1 + a h_i,
 
     w_1 the first weight of Mehler's formula. To a source no larger than the noise is correlated noise looks like a part
-    of it, and the fit takes it away, of pixel i the share h_i = g_i^T M^-1 [sum corr(r_i, r_j) g_i g_j^T] M^-1 g_i,
-    M = sum g_i g_i^T. In the little that is left psi is linear, and the terms beyond its linear part, w_1, vanish; and
-    psi is steeper, so that the fit follows these pixels more than others, W. The expectations are of pixels that the
-    fit left alone, weighted by (1 - h)^4, and psi^2 of these is 1 - h of what it was. That both grow with h is derived,
-    how fast is measured: on noise of FWHM 2, 3 and 4 pixel (sources of sigma 1.5 to 3.2 pixel in 32 x 32, S/N 30 to
-    100) the interval of 68 % of sigma covers 67, 70 and 72 %, that of x0 67, 71 and 69 %, of the background 70, 67 and
-    68 %. With h = 0 that of sigma covers 71, 75 and 77 %.
+    of it, and the fit takes it away, the more the larger is h_i = g_i^T M^-1 [sum corr(r_i, r_j) g_i g_j^T] M^-1 g_i,
+    M = sum g_i g_i^T, the variance of the fitted model in pixel i over that of the noise; 1 stands for all that is
+    larger, as under a source narrower than the noise. In the little that is left psi is linear, and the terms beyond
+    its linear part, w_1, vanish; and psi is steeper, so that the fit follows these pixels more than others, W. The
+    expectations are of pixels that the fit left alone, weighted by (1 - h)^4, and psi^2 of these is taken for 1 - h of
+    what it was (so it is of independent noise; of smooth noise more is left).
+
+    Why these go with h is theory, how fast is measured: on noise of FWHM 2, 3 and 4 pixel (sources of sigma 1.5 to 3.2
+    pixel in 32 x 32, S/N 30 to 100) the interval of 68 % of sigma covers 67, 70 and 72 %, that of x0 67, 71 and 69 %,
+    of the background 70, 67 and 68 %. With h = 0 that of sigma covers 71, 75 and 77 %.
 
     a = 1 and w_1 is a constant if the scale is fitted. If it is given, psi is the more linear the larger it is: w_1
     (see `LINEAR`) goes to 1 with the mean slope E psi' / psi'(0), and a to 0 as 1 minus that slope, for so does what
-    the slope gains where there is less noise. A scale far above the noise is least squares: the constants of a fitted
-    scale would cover 53 to 59 % there, not 66 to 70.
+    the slope gains where there is less noise; the other terms of corr(psi_i, psi_j) are those of a fitted scale, made
+    to fit w_1. A scale far above the noise is least squares: the constants of a fitted scale would cover 53 to 59 %
+    there, not 66 to 70. Of a scale far below the noise errors come out too long.
 
     ``uneven`` is mean(h^2) / 2, measured: the scale at which the mean of chi vanishes is less than the mean scale of
     what is left.
@@ -230,8 +234,8 @@ def covariance(free, image: likelihood.Image, n, kernel, reach: int, fit_scale: 
 
     def higher(maps, weights):
         """`pairs` of what Mehler's formula has with these weights beyond its first power."""
-        # c^3 ends, like c, where it is 0.4 %.
-        close = step * math.ceil(reach / (math.sqrt(3.0) * step))
+        # c^3 ends, like c, where it is 0.4 %; no sooner than the image, if it was this that ended c.
+        close = reach if reach >= max(ny, nx) else step * math.ceil(reach / (math.sqrt(3.0) * step))
         return pairs(maps, lambda c: c * (_of_square(c, weights) - weights[0]), close, 1.0 - float(weights[0]))
 
     plain, linear = inverse(product(maps, maps)), pairs(maps, lambda c: c, reach)

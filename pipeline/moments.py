@@ -89,6 +89,15 @@ class Sum(NamedTuple):
     values: jax.Array
 
 
+class Lone(NamedTuple):
+    """What is asked for: the same, of a map that takes many operations: by a matrix product.
+
+    One pass over it and others is not vectorised; a third of the time of the covariances was lost so.
+    """
+
+    values: jax.Array
+
+
 class Logs(NamedTuple):
     """What is asked for: sum log(1 + s) of a map s (rows, nx), 0 <= s <= LARGEST^2."""
 
@@ -157,16 +166,19 @@ def total(function, at: Frame, image: Image):
 
 
 def _answer(asked, tile: Tile):
-    """The values of a tree of `Moments`, `Sum` and `Logs` in one tile, float64."""
-    leaves, tree = jax.tree.flatten(asked, is_leaf=lambda node: isinstance(node, Moments | Sum | Logs))
+    """The values of a tree of `Moments`, `Sum`, `Lone` and `Logs` in one tile, float64."""
+    leaves, tree = jax.tree.flatten(asked, is_leaf=lambda node: isinstance(node, Moments | Sum | Lone | Logs))
 
     def kind(leaf):
         return Sum if isinstance(leaf, Moments) and leaf.degree == 0 else type(leaf)
 
-    tables, plain, logs = ([leaf for leaf in leaves if kind(leaf) is which] for which in (Moments, Sum, Logs))
+    kinds = Moments, Sum, Lone, Logs
+    tables, plain, lone, logs = ([leaf for leaf in leaves if kind(leaf) is which] for which in kinds)
     found = {
         Moments: iter([_table(leaf.weights, leaf.degree, tile) for leaf in tables]),
         Sum: iter(sums([leaf[0] for leaf in plain])),
+        # Of degree 1: a product with one row would be a sum again.
+        Lone: iter([_table(leaf.values, 1, tile)[0, 0] for leaf in lone]),
         Logs: iter(log_products([leaf.squares for leaf in logs])),
     }
     return jax.tree.unflatten(tree, [next(found[kind(leaf)]) for leaf in leaves])
@@ -179,20 +191,46 @@ def tile(at: Frame, data, weight, first) -> Tile:
     # Constants, not the compiler's counters: of these it makes new ones for each tile, and never sees that they agree.
     x, y = np.arange(nx, dtype=at.x0.dtype), first + np.arange(rows, dtype=at.x0.dtype)
     x, y = ((x - at.x0) / at.sigma).astype(dtype), ((y - at.y0) / at.sigma).astype(dtype)
-    rho, diff = at.rho.astype(dtype), at.diff.astype(dtype)
-    quadratic = ((1.0 - diff) * y * y)[:, None] + x[None, :] * ((1.0 + diff) * x[None, :] + (rho * y)[:, None])
+    rho, plus, minus = (value.astype(dtype) for value in (at.rho, 1.0 + at.diff, 1.0 - at.diff))
+    quadratic = (minus * y * y)[:, None] + x[None, :] * (plus * x[None, :] + (rho * y)[:, None])
     shape = jnp.exp(-0.5 * quadratic)
     predicted = at.amp.astype(dtype) * shape
     if at.level:
-        plane = [sum(c * poly.get(key, 0.0) for c, poly in zip(at.level, at.ground, strict=True)) for key in _LINEAR]
-        predicted = predicted + plane[0].astype(dtype)
-        if len(at.level) > 1:
-            predicted = predicted + (plane[1].astype(dtype) * x)[None, :] + (plane[2].astype(dtype) * y)[:, None]
+        plane = [c.astype(dtype) for c in _plane(at)]
+        predicted = predicted + plane[0]
+        if len(plane) > 1:
+            predicted = predicted + (plane[1] * x)[None, :] + (plane[2] * y)[:, None]
     h = weight * (1.0 / at.scale).astype(dtype)
     t = jnp.clip((data - predicted) * h, -LARGEST, LARGEST)
     square = t * t
     v = 1.0 / (1.0 + square)
     return Tile(_powers(x).T, _powers(y), shape, weight, h, t, v, square * v)
+
+
+def _plane(at: Frame) -> list:
+    """The background as coefficients of 1, X and Y, as many as it has parameters."""
+    polys = list(zip(at.level, at.ground, strict=True))
+    return [sum(c * poly.get(key, 0.0) for c, poly in polys) for key in _LINEAR[: len(polys)]]
+
+
+def _rounded(at: Frame, dtype) -> tuple[dict, jax.Array]:
+    """How far the place that `tile` takes pixels at is from ``at``: {place: shift}, and that of the logarithm of h.
+
+    Numbers that are the same for all pixels are rounded for all alike: in float32 to as much as a last step changes.
+    """
+
+    def shift(value):
+        return value.astype(dtype).astype(value.dtype) - value
+
+    plus, minus = shift(1.0 + at.diff), shift(1.0 - at.diff)
+    both = 0.5 * (plus + minus)
+    off = {2: shift(at.amp), 3: -0.5 * both, 4: shift(at.rho) - at.rho * both, 5: 0.5 * (plus - minus) - at.diff * both}
+    if at.level:
+        level, *tilt = map(shift, _plane(at))
+        tilt = [slope / at.sigma for slope in tilt]
+        off[6] = level - sum(slope * poly[0, 0] for slope, poly in zip(tilt, at.ground[1:], strict=True))
+        off |= {7 + i: slope for i, slope in enumerate(tilt)}
+    return off, shift(1.0 / at.scale) * at.scale
 
 
 def _powers(x):
@@ -372,17 +410,22 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
         matrix[place] = entry if 2 in place else at.amp * entry
     gradient = [-slope for slope in slopes(at, found["psi"])]
     s, sv = found["s"], found["sv"]
-    # 1 / scale is rounded for all pixels alike: n times as much, if it is not also in the term beside their sum.
-    off = jnp.log(at.scale * (1.0 / at.scale).astype(dtype).astype(at.scale.dtype))
     last = len(gradient)
     if fit_scale:
         for j, cross in enumerate(slopes(at, found["cross"])):
             matrix[last, j] = jnp.where(exact, cross, 0.0)
         matrix[last, last] = jnp.where(exact, 4.0 * sv, 2.0 * (n - s))
         gradient.append(n - 2.0 * s)  # the sum of 2 v - 1
+    # First order puts right what was rounded for all pixels alike. Not so for ``judged`` at another scale than the
+    # place's own, where no last step is.
+    off, of_scale = _rounded(at, dtype)
+    rounding = 2.0 * s * of_scale + sum(gradient[j] * by for j, by in off.items())
+    gradient = [
+        slope - sum(matrix[max(i, j), min(i, j)] * by for j, by in off.items()) for i, slope in enumerate(gradient)
+    ]
     return Step(
-        judged=found["judged"] + n * (free[-1] - off),
-        nll=found["nll"] + n * (log_scale - off),
+        judged=found["judged"] + n * free[-1] - jnp.where(log_scale == free[-1], rounding, 0.0),
+        nll=found["nll"] + n * log_scale - rounding,
         gradient=gradient,
         matrix=matrix,
         spread=spread(s, sv, n),

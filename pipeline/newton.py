@@ -22,7 +22,8 @@ MOST_DAMPING = 1e8  # above which there is no use in going on
 FLOOR = 1e-3  # least magnitude of a repaired pivot, in units of the Gauss-Newton diagonal
 SLACK = 32.0  # in the nll, in units of what rounding leaves uncertain in a residual
 NEAR = 1.0  # decrement, as a fraction like ``tolerance``, below which the next matrix is the Hessian
-ROUNDING = 0.01  # most that rounding may leave, as a fraction likewise: a seventh of an error
+NOISE = 32.0  # what rounding leaves of a decrement, over its square in a residual: 0.4 in most fits, 30 in one of 10^3
+ROUNDING = 0.02  # most that it may leave, as a fraction likewise: a fifth of an error
 EPSILON = 2.0**-52
 
 
@@ -111,7 +112,7 @@ def fraction(decrement, rounding, spread):
     decrement : Newton's, g^T H^-1 g / 2. rounding : what a residual over its half-width may be off by. spread :
     tr(H^-1 S) / p, the variance over that which the Hessian tells.
     """
-    unit, noise = jnp.minimum(1.0, spread), 16.0 * rounding * rounding
+    unit, noise = jnp.minimum(1.0, spread), NOISE * rounding * rounding
     return jnp.where(noise <= ROUNDING * unit, (decrement - noise) / unit, jnp.inf)
 
 

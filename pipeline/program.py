@@ -263,7 +263,7 @@ def solution(
     positive = jnp.all(jnp.isfinite(four.hessian))
     left = newton.fraction(four.decrement, _rounding(free, image.data.dtype), four.spread)
     converged = stopped & positive & (left <= dials.tolerance)
-    outliers, misfit, misfit_profile = quality.residuals(list(free), image, n, four.inverse_products, four.under)
+    outliers, misfit, misfit_profile = quality.residuals(list(free), image, n, four)
     public = likelihood.to_public(free).at[:p].add(jnp.where(converged, -four.newton_step, 0.0))
 
     # Back to the image's own units, all linear.

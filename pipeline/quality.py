@@ -2,12 +2,12 @@
 
 import jax.numpy as jnp
 
-from pipeline import columns, likelihood, model, moments
+from pipeline import columns, likelihood, model, moments, uncertainty
 
 OUTLIER = 10.0  # half-widths
 
 
-def residuals(free, image: likelihood.Image, n, inverse_products, under):
+def residuals(free, image: likelihood.Image, n, four: uncertainty.Covariances):
     """Share of outliers, misfit and misfit of the profile at a solution. Three scalars.
 
     Outliers are used pixels with |residual| > 10 half-widths (6 % for Cauchy noise, none for Gaussian). Both misfits
@@ -20,8 +20,8 @@ def residuals(free, image: likelihood.Image, n, inverse_products, under):
     Gaussian at all: saturated ones, and blends.
 
     Misfit of the profile tells whether what is left looks like a source with more peak and wings than a Gaussian (+) or
-    less (-): Rao's score of the term (log E)^2 E, beside the parameters of the model. As
-    large residuals do not count, it finds what is nearly a Gaussian at S/N of some ten to some hundred.
+    less (-): Rao's score of the term (log E)^2 E, beside the parameters of the model. As large residuals do not count,
+    it finds what is nearly a Gaussian at S/N of some ten to some hundred.
 
     Parameters
     ----------
@@ -29,35 +29,34 @@ def residuals(free, image: likelihood.Image, n, inverse_products, under):
     image : likelihood.Image
     n : scalar
         Number of used pixels.
-    inverse_products : array (q - 1, q - 1)
-    under : scalar
-        As in `uncertainty.Covariances`.
+    four : uncertainty.Covariances
     """
     at = moments.frame(free, image)
 
     def asked(tile):
-        used = (tile.weight > 0).astype(tile.v.dtype)
         loss = -jnp.log(tile.v.astype(jnp.float32)).astype(tile.v.dtype)  # 0 where unused; float32 is near enough
-        shape = used * tile.shape
         square = tile.weight * tile.weight
         bump = tile.shape * moments.grid(at.slopes[3], tile) ** 2  # this slope is -2 log E
         outliers = (jnp.abs(tile.t) > OUTLIER).astype(tile.v.dtype)
         return {
-            "sums": [*map(moments.Sum, (outliers, shape, loss, shape * tile.shape, shape * loss, loss * loss))],
-            "psi": [*map(moments.Sum, (tile.t * tile.v * tile.weight * bump, tile.s, tile.s * tile.v))],
+            "outliers": moments.Lone(outliers),
+            "losses": [*map(moments.Sum, (loss, tile.shape * loss, loss * loss))],
+            "score": moments.Lone(tile.t * tile.v * tile.weight * bump),
             "bump": moments.Sum(square * bump * bump),
             "along": moments.slope_tables(square * bump, tile, at),
         }
 
     found = moments.total(asked, at, image)
-    outliers, w, loss, ww, wl, ll = found["sums"]
-    score, s, sv = found["psi"]
+    loss, wl, ll = found["losses"]
+    w, ww, wh = four.shape_sums
     # Rounding may leave a negative square where all are equal.
     spread = jnp.maximum(ww - w * w / n, 0.0) * jnp.maximum(ll - loss * loss / n, 0.0)
-    taken = 0.5 * moments.spread(s, sv, n) * (under - w / n * len(inverse_products))
+    taken = 0.5 * four.spread * (wh - w / n * len(four.inverse_products))
     along = jnp.stack(moments.slopes(at, found["along"]))
-    new = jnp.maximum(found["bump"] - along @ inverse_products @ along, 0.0)
-    return outliers / n, (wl - w * loss / n + taken) * jnp.sqrt(n / spread), score / jnp.sqrt(sv / n * new)
+    new = jnp.maximum(found["bump"] - along @ four.inverse_products @ along, 0.0)
+    q1, q2 = four.powers[:2]
+    misfit = (wl - w * loss / n + taken) * jnp.sqrt(n / spread)
+    return found["outliers"] / n, misfit, found["score"] / jnp.sqrt((q1 - q2) * new)
 
 
 def condition(hessian, covariance):

@@ -18,8 +18,9 @@ class Covariances(NamedTuple):
     """Four covariances (p, p) of the fitted parameters; NaN where one is undefined. ``hessian_matrix`` is H itself.
 
     ``bias`` (p,) is what to expect of the fitted parameters beyond the truth, see `_bias` and `scale_bias`.
-    ``inverse_products`` (q - 1, q - 1) is M^-1 of `covariances`, in the free vector; ``under`` the sum of the
-    leverages times the shape of the source, NaN for correlated noise. ``kernel_fwhm`` tells how far noise is
+    ``inverse_products`` (q - 1, q - 1) is M^-1 of `covariances`, in the free vector; ``powers`` those of `Sums`;
+    ``shape_sums`` (3,) of the shape E of the source, of E^2, and of E times the leverage, over the used pixels, NaN for
+    correlated noise. ``kernel_fwhm`` tells how far noise is
     correlated, NaN = not asked. ``nll`` is the value there, without what the noise map adds to it;
     ``newton_step`` (p,) H^-1 times the gradient, what is left to the minimum, ``decrement`` half the gradient times
     that, and ``spread`` as in `moments.Step`.
@@ -32,7 +33,8 @@ class Covariances(NamedTuple):
     bias: jax.Array
     hessian_matrix: jax.Array
     inverse_products: jax.Array
-    under: jax.Array
+    powers: list
+    shape_sums: jax.Array
     kernel_fwhm: jax.Array
     nll: jax.Array
     newton_step: jax.Array
@@ -118,20 +120,26 @@ def _stretch(block, amp):
 
 
 def _independent(at: moments.Frame, image: likelihood.Image, here: Sums, inverse_products):
-    """M^-1 [sum (1 + k h_i) M_i M_i^T] M^-1 of `covariances`, (q - 1, q - 1); and sum E h_i."""
+    """M^-1 [sum (1 + k h_i) M_i M_i^T] M^-1 of `covariances`, (q - 1, q - 1); and `shape_sums`."""
     lever = _leverage(at, inverse_products)
 
     def of(tile):
         square = tile.weight * tile.weight
-        leverage = moments.grid(lever[0], tile) * tile.shape**2
+        levers = moments.grid(lever[0], tile) * tile.shape**2
         if at.level:
-            leverage = leverage + moments.grid(lever[1], tile) * tile.shape + moments.grid(lever[2], tile)
-        return moments.tables(square * square * leverage, tile, at), moments.Sum(square * leverage * tile.shape)
+            levers = levers + moments.grid(lever[1], tile) * tile.shape + moments.grid(lever[2], tile)
+        levers = square * levers
+        used = (tile.weight > 0).astype(tile.shape.dtype)
+        shapes = (
+            *map(moments.Sum, (used * tile.shape, used * tile.shape * tile.shape)),
+            moments.Lone(levers * tile.shape),
+        )
+        return moments.tables(square * levers, tile, at), shapes
 
-    tables, under = moments.total(of, at, image)
+    tables, shape_sums = moments.total(of, at, image)
     levered = dense(moments.products(at, tables), len(here.products))
     middle = here.products + inflation(here.powers) * levered
-    return inverse_products @ middle @ inverse_products, under
+    return inverse_products @ middle @ inverse_products, jnp.stack(shape_sums)
 
 
 def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, reach: int = 0) -> Covariances:
@@ -162,9 +170,8 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
     Places and shapes of faint sources scatter more than derivatives at the solution tell; their variance is made
     1 + FAINT / snr^2 times as large. Measured, not derived: with 0 the interval of 68 % of sigma, rho and diff covers
     66 to 67 % at S/N 10 to 30 and 58 % at 5 to 6.5, with 8 these are 67 to 68 and 64 %.
-    Where noise is correlated, sums over pixels become sums over pairs of them, M to P = sum corr(a_i, a_j) M_i M_j^T:
-    cov = [sum a^2 / (n - tr M^-1 P)] / mean(a')^2 * M^-1 P M^-1, with the same correction for leverage. The other
-    three covariances know nothing of it.
+    Where noise is correlated, sums over pixels become sums over pairs of them, with other corrections, see
+    `correlation.covariance`. The other three covariances know nothing of it.
     """
     q = free.shape[0]
     p = q if fit_scale else q - 1
@@ -191,13 +198,13 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
     # l = scale * d nll / d scale = 1 - 2 s for a pixel, and scale^2 * d2 nll / d scale^2 = 4 (s - s^2) - l.
     variance = (1.0 - 4.0 * (q1 - q2)) / (6.0 * q1 - 4.0 * q2 - 1.0) ** 2
     if kernel is None:
-        block, under = _independent(at, image, here, inverse_products)
+        block, shape_sums = _independent(at, image, here, inverse_products)
         block = _stretch(ratio * n / (n - p) * block, free[2])
         variance, more, others, uneven = variance / (n - p), 1.0, (q - 1.0, q - 1.0), 0.0
         kernel_fwhm = jnp.asarray(jnp.nan, free.dtype)
     else:
         kernel = jnp.where(jnp.isnan(kernel), correlation.estimate(free, image, n), kernel)
-        under = jnp.asarray(jnp.nan, free.dtype)
+        shape_sums = jnp.full(3, jnp.nan, free.dtype)
         block, more, *others, uneven = correlation.covariance(free, image, n, kernel, reach, fit_scale)
         variance, kernel_fwhm = more * variance / n, correlation.kernel_fwhm(kernel)
     # From log sigma to sigma: the mean of exp(a) is exp(mean a + var a / 2).
@@ -215,7 +222,8 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
         bias=(expected * slope)[:p],
         hessian_matrix=hessian_matrix,
         inverse_products=inverse_products,
-        under=under,
+        powers=here.powers,
+        shape_sums=shape_sums,
         kernel_fwhm=kernel_fwhm,
         nll=here.nll,
         newton_step=rest,

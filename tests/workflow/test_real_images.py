@@ -115,9 +115,9 @@ def isolated(x: np.ndarray, y: np.ndarray, distance: float) -> np.ndarray:
 
 PROJECTIONS = ("AIT", "SIN", "TAN")
 PIXEL = 240.0  # arcsec, of the Parkes images where they are not distorted
-#: What a source moves by, along an axis, where an image was interpolated into another projection. The reference is of
-#: SIN: the brightest source, at S/N 242, lies 0.006 pixels from it there, 0.04 in AIT and 0.06 in TAN.
-INTERPOLATED = 0.03 * PIXEL
+#: Of the 51 sources. At S/N 242 its errors are 0.013 pixels, less than what it moves by where an image was interpolated
+#: into another projection than SIN, of which the reference is.
+BRIGHTEST = 5
 
 
 @pytest.fixture(scope="module")
@@ -220,9 +220,9 @@ def test_sources_agree_with_the_reference_within_errors(name, projection, parkes
         good &= np.asarray(reference["fwhm_major_sky"] > 1.05 * reference["fwhm_minor_sky"])
     off, error = off_by(rows, reference, name)
     if name in ("ra", "dec") and projection != "SIN":
-        error = np.hypot(error, INTERPOLATED)
+        good[BRIGHTEST] = False
     pull = np.abs(off / error)[good]
-    assert len(pull) >= (6 if name == "pa_sky" else 9)
+    assert len(pull) >= (6 if name == "pa_sky" else 8)
     assert np.max(pull) < 3, pull
     assert np.median(pull) < (1.5 if name == "pa_sky" else 1), pull
 
@@ -234,11 +234,12 @@ def test_a_source_is_the_same_in_all_projections(one, other, parkes, whole, refe
     assert good.sum() > 8
     for name in ("ra", "dec", "amp", "fwhm_major_sky", "fwhm_minor_sky", "pa_sky"):
         off, error = off_by(parkes[one], parkes[other], name)
-        if name in ("ra", "dec"):
-            error = np.hypot(error, INTERPOLATED)
-        pull = np.abs(off / error)[good]
+        here = good & ((np.arange(51) != BRIGHTEST) | (name not in ("ra", "dec")))
+        pull = np.abs(off / error)[here]
         assert np.max(pull) < 2.5, (name, pull)
         assert np.median(pull) < 0.5, (name, pull)
+    moved = [np.abs(off_by(parkes[one], parkes[other], name)[0][BRIGHTEST]) for name in ("ra", "dec")]
+    assert np.max(moved) < 0.06 * PIXEL
     between = np.hypot(*(off_by(parkes[one], parkes[other], name)[0][good] for name in ("ra", "dec")))
     assert np.median(between) < 0.06 * PIXEL
 
