@@ -32,7 +32,7 @@ SUMS_AT_ONCE = 6  # most sums in one pass; with 8 a step takes 1.4 times as long
 LARGEST = 1e18  # residual over half-width, whose square still is a float32 number, and the product of 8 a float64 one
 
 Polynomial = dict[tuple[int, int], jax.Array]  # coefficients of X^i Y^j
-_LINEAR = ((0, 0), (1, 0), (0, 1))
+MONOMIALS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))  # all that a first derivative has
 
 #: Some accelerators else take float32 for less than it is.
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -210,7 +210,7 @@ def tile(at: Frame, data, weight, first) -> Tile:
 def _plane(at: Frame) -> list:
     """The background as coefficients of 1, X and Y, as many as it has parameters."""
     polys = list(zip(at.level, at.ground, strict=True))
-    return [sum(c * poly.get(key, 0.0) for c, poly in polys) for key in _LINEAR[: len(polys)]]
+    return [sum(c * poly.get(key, 0.0) for c, poly in polys) for key in MONOMIALS[: len(polys)]]
 
 
 def _rounded(at: Frame, dtype) -> tuple[dict, jax.Array]:
@@ -303,17 +303,41 @@ def tables(weights, tile: Tile, at: Frame) -> list:
     return [source, Moments(weights * tile.shape, 2 + degree), Moments(weights, 2 * degree)]
 
 
-def products(at: Frame, moments: list) -> dict:
-    """The lower triangle of sum w (d m / d p_i) (d m / d p_j) by the values of `tables`, for source and background."""
-    lower = _ground_products(at, moments[1:])
-    for i in range(6):
-        for j in range(i + 1):
-            lower[i, j] = at.factors[i] * at.factors[j] * integral(multiply(at.slopes[i], at.slopes[j]), moments[0])
-    return lower
+def dot(left, right):
+    """left @ right.T of two small matrices. As a matrix product it would be a call for each of a batch, and slower."""
+    return jnp.sum(left[:, None, :] * right[None, :, :], axis=2)
+
+
+def coefficients(at: Frame) -> tuple[jax.Array, jax.Array]:
+    """The derivatives of the model as rows of coefficients: (6, 6) of E times MONOMIALS, (b, 3 or 1) of the first."""
+
+    def rows(polys, factors, keys):
+        entries = [f * jnp.asarray(poly.get(key, 0.0)) for poly, f in zip(polys, factors, strict=True) for key in keys]
+        return jnp.stack(entries).reshape(len(polys), len(keys))
+
+    ground = MONOMIALS[: len(at.ground)]
+    level = rows(at.ground, [1.0] * len(ground), ground) if ground else jnp.zeros((0, 0))
+    return rows(at.slopes, at.factors, MONOMIALS), level
+
+
+def products(at: Frame, moments: list):
+    """sum w (d m / d p_i) (d m / d p_j) by the values of `tables`, (p, p), for source and background."""
+    source, ground = coefficients(at)
+
+    def between(left, table, right):
+        (i, j), (k, m) = (np.array(MONOMIALS[: side.shape[1]]).T[:, None, :] for side in (left, right))
+        middle = table[m.T + j, k.T + i] if table.ndim else table[None, None]
+        return dot(dot(left, middle), right)
+
+    corner = between(source, moments[0], source)
+    if not at.level:
+        return corner
+    side = between(ground, moments[1], source)
+    return jnp.block([[corner, side.T], [side, between(ground, moments[2], ground)]])
 
 
 def _ground_products(at: Frame, moments: list) -> dict:
-    """The rows of `products` that belong to the background."""
+    """The rows of sum w (d m / d p_i) (d m / d p_j) that belong to the background, from two `Moments` of w."""
     lower = {}
     for i, ground in enumerate(at.ground):
         for j in range(6):

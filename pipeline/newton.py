@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 SHRINK = 0.3  # of the scale, at each accepted step
 DAMPING = 1e-3  # at the start, and after a rejected step at least
@@ -98,10 +99,21 @@ def inverse(matrix):
     The matrix is first scaled to unit diagonal, so that parameters of any unit may stand in it.
     """
     size = jnp.sqrt(jnp.diag(matrix))
+    places = np.arange(len(matrix))
+
+    def sweep(k, carry):
+        swept, positive = carry
+        at_k = places == k
+        row, column = swept[k, :], swept[:, k]
+        pivot = row[k]
+        inside = swept - (column / pivot)[:, None] * row[None, :]
+        beside = jnp.where(at_k, -1.0, row)[None, :] / pivot
+        swept = jnp.where(at_k[:, None], beside, jnp.where(at_k[None, :], beside.T, inside))
+        return swept, positive & (pivot > 0)
+
     scaled = matrix / size[:, None] / size[None, :]
-    columns, positive = solve(scaled, list(jnp.eye(len(size), dtype=matrix.dtype)))
-    result = jnp.stack(columns)
-    result = 0.5 * (result + result.T) / size[:, None] / size[None, :]
+    swept, positive = jax.lax.fori_loop(0, len(matrix), sweep, (scaled, jnp.asarray(True)))
+    result = -0.5 * (swept + swept.T) / size[:, None] / size[None, :]
     return jnp.where(positive, result, jnp.nan)
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pipeline import correlation, likelihood, model, moments
 from pipeline.newton import inverse
@@ -49,15 +50,19 @@ def dense(lower: dict, size: int):
 
 def _leverage(at: moments.Frame, inverse_products) -> tuple[dict, dict, dict]:
     """Polynomials L4, L2, L0 with M_i^T A M_i = (L4 E^2 + L2 E + L0) weight^2 at each pixel, A (p, p) symmetric."""
-    parts: tuple[dict, dict, dict] = ({}, {}, {})
-    sides = [*zip(at.slopes, at.factors, strict=True), *((poly, 1.0) for poly in at.ground)]
-    for i, (left, factor) in enumerate(sides):
-        for j, (right, other) in enumerate(sides[: i + 1]):
-            part = parts[(i >= 6) + (j >= 6)]
-            weight = inverse_products[i, j] * factor * other * (1.0 if i == j else 2.0)
-            for key, value in moments.multiply(left, right).items():
-                part[key] = part.get(key, 0.0) + weight * value
-    return parts
+    source, ground = moments.coefficients(at)
+
+    def between(left, block, right):
+        weights = moments.dot(moments.dot(left.T, block.T), right.T)
+        found: dict = {}
+        for a in range(left.shape[1]):
+            for b in range(right.shape[1]):
+                key = tuple(np.add(moments.MONOMIALS[a], moments.MONOMIALS[b]).tolist())
+                found[key] = found.get(key, 0.0) + weights[a, b]
+        return found
+
+    own, cross, level = inverse_products[:6, :6], 2.0 * inverse_products[6:, :6], inverse_products[6:, 6:]
+    return between(source, own, source), between(ground, cross, source), between(ground, level, ground)
 
 
 class Sums(NamedTuple):
@@ -94,16 +99,15 @@ def sums(free, image: likelihood.Image, n) -> Sums:
 
     found = moments.total(of, at, image)
     powers = [power / n for power in found["powers"]]
-    scores = moments.products(at, found["scores"])
-    for j, cross in enumerate(moments.slopes(at, found["cross"])):
-        scores[q - 1, j] = -cross
-    scores[q - 1, q - 1] = n * (1.0 - 4.0 * (powers[0] - powers[1]))  # (1 - 2 s)^2, summed
+    cross = -jnp.stack(moments.slopes(at, found["cross"]))
+    of_scale = n * (1.0 - 4.0 * (powers[0] - powers[1]))  # (1 - 2 s)^2, summed
+    scores = jnp.block([[moments.products(at, found["scores"]), cross[:, None]], [cross[None, :], of_scale]])
     return Sums(
         nll=step.nll + n * jnp.log(jnp.pi),
         gradient=jnp.stack(step.gradient),
         hessian=dense(step.matrix, q),
-        scores=dense(scores, q),
-        products=dense(moments.products(at, found["products"]), q - 1),
+        scores=scores,
+        products=moments.products(at, found["products"]),
         powers=powers,
     )
 
@@ -137,8 +141,7 @@ def _independent(at: moments.Frame, image: likelihood.Image, here: Sums, inverse
         return moments.tables(square * levers, tile, at), shapes
 
     tables, shape_sums = moments.total(of, at, image)
-    levered = dense(moments.products(at, tables), len(here.products))
-    middle = here.products + inflation(here.powers) * levered
+    middle = here.products + inflation(here.powers) * moments.products(at, tables)
     return inverse_products @ middle @ inverse_products, jnp.stack(shape_sums)
 
 
