@@ -20,7 +20,8 @@ BRIGHT_WIDTHS = (0.6, 0.9, 1.4, 2.2, 3.5)  # pixel; tried at the brightest place
 SAMPLES = 16  # pixels along each axis that candidates are judged by
 CLOSE = 3.5  # pixel; most sigma of candidates that are judged by pixels side by side
 SLOPE = 2.2  # half-widths of Cauchy noise that a faint source has for each unit of the mean of the map
-WIDE = 0.3  # of the peak: a scale at which a first guess is near enough, and from which the continuation begins
+WIDE = 0.3  # of the peak: a scale at which a first guess is near enough, and from which the continuation begins; at 0.1
+# faint sources take a seventh more steps
 CORE = 8.0  # most that a peak may exceed the median of its 9 pixels: a Gaussian of sigma 0.5 px
 
 
