@@ -58,8 +58,8 @@ FLAGS = (
     Flag(
         "MISFIT",
         6,
-        f"|misfit| or |misfit_profile| > {MISFIT_SIGMAS:g} or, for independent noise, undefined: residuals under the "
-        "source differ from those around it, or what is left is more peaked or flatter than a Gaussian",
+        f"|misfit| or |misfit_profile| > {MISFIT_SIGMAS:g}, or undefined: residuals under the source differ from those "
+        "around it, or what is left is more peaked or flatter than a Gaussian",
     ),
     Flag("MASKED_PEAK", 7, "the pixel nearest to the centre is masked"),
     Flag(
@@ -195,14 +195,15 @@ COLUMNS: tuple[Column, ...] = (
         "misfit",
         "f8",
         "",
-        "residuals under the source against those around it, in standard deviations; NaN for correlated noise",
+        "residuals under the source against those around it, in standard deviations; less than that if noise is "
+        "correlated",
         "quality",
     ),
     Column(
         "misfit_profile",
         "f8",
         "",
-        "more peak and wings than a Gaussian (> 0), or less, in standard deviations; NaN for correlated noise",
+        "more peak and wings than a Gaussian (> 0), or less, in standard deviations",
         "quality",
     ),
     Column("condition", "f8", "", "condition number (1-norm) of the Hessian scaled to unit diagonal", "quality"),

@@ -280,6 +280,11 @@ def grid(poly: Polynomial, tile: Tile):
     return value
 
 
+def bump(tile: Tile, at: Frame):
+    """4 (log E)^2 E: how a source with more peak and wings differs from a Gaussian."""
+    return tile.shape * grid(at.slopes[3], tile) ** 2  # this slope is -2 log E
+
+
 def multiply(a: Polynomial, b: Polynomial) -> Polynomial:
     """The product of two polynomials."""
     product: Polynomial = {}

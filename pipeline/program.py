@@ -222,7 +222,7 @@ class Solution(NamedTuple):
     """A solution in the units of its image, p parameters fitted of q = 6 + background + scale.
 
     public : (q,) parameters. errors, bias : (p,). covariances : four (p, p). converged, positive, enough, degenerate,
-    judged, peak_used : bools for the flags, see `quality.flags`. The rest are columns of the catalogue.
+    peak_used : bools for the flags, see `quality.flags`. The rest are columns of the catalogue.
     """
 
     public: jax.Array
@@ -242,7 +242,6 @@ class Solution(NamedTuple):
     positive: jax.Array
     enough: jax.Array
     degenerate: jax.Array
-    judged: jax.Array
     peak_used: jax.Array
 
 
@@ -274,8 +273,6 @@ def solution(
     if n_background:
         public = public.at[6].add(units.offset)
     nan = jnp.where(enough, 0.0, jnp.nan)
-    # What a fit makes of correlated noise looks like misfit: the source takes it for a part of itself.
-    independent = nan if kernel is None else jnp.nan
     size = size[:p]
     working = [getattr(four, kind) + nan for kind in columns.COVARIANCES]
     return Solution(
@@ -289,15 +286,14 @@ def solution(
         n_steps=jnp.where(enough, n_steps, 0),
         n_pixels=n.astype(int),
         outlier_fraction=outliers + nan,
-        misfit=misfit + independent,
-        misfit_profile=misfit_profile + independent,
+        misfit=misfit + nan,
+        misfit_profile=misfit_profile + nan,
         condition=quality.condition(four.hessian_matrix, four.hessian) + nan,
         noise_fwhm=four.kernel_fwhm + nan,
         converged=converged,
         positive=positive,
         enough=enough,
         degenerate=degenerate,
-        judged=jnp.asarray(kernel is None),
         peak_used=quality.peak_used(public, image, shape),
     )
 

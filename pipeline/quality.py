@@ -12,7 +12,7 @@ def residuals(free, image: likelihood.Image, n, four: uncertainty.Covariances):
 
     Outliers are used pixels with |residual| > 10 half-widths (6 % for Cauchy noise, none for Gaussian). Both misfits
     have mean 0 and variance 1 where t = residual / half-width has one distribution all over the image and pixels are
-    independent.
+    independent; where noise is correlated, misfit has less of both (see `correlation.covariance`).
 
     Misfit tells whether residuals under the source are as large as those around it: the correlation of log(1 + t^2)
     with the shape E of the source, times the root of n. The fit has made residuals smaller where it could follow them,
@@ -36,7 +36,7 @@ def residuals(free, image: likelihood.Image, n, four: uncertainty.Covariances):
     def asked(tile):
         loss = -jnp.log(tile.v.astype(jnp.float32)).astype(tile.v.dtype)  # 0 where unused; float32 is near enough
         square = tile.weight * tile.weight
-        bump = tile.shape * moments.grid(at.slopes[3], tile) ** 2  # this slope is -2 log E
+        bump = moments.bump(tile, at)
         outliers = (jnp.abs(tile.t) > OUTLIER).astype(tile.v.dtype)
         return {
             "outliers": moments.Lone(outliers),
@@ -47,6 +47,8 @@ def residuals(free, image: likelihood.Image, n, four: uncertainty.Covariances):
         }
 
     found = moments.total(asked, at, image)
+    if four.misfits is not None:
+        return found["outliers"] / n, *four.misfits
     loss, wl, ll = found["losses"]
     w, ww, wh = four.shape_sums
     # Rounding may leave a negative square where all are equal.
@@ -79,8 +81,7 @@ def flags(found, ellipticity_error, shape):
     """Bits of `pipeline.columns.FLAGS` that the fit itself can tell. int64 ().
 
     found : `pipeline.program.Solution`; of its bools ``enough`` tells whether there are pixels enough to fit,
-    ``positive`` whether the Hessian is positive definite, ``degenerate`` whether too many pixels are equal for a scale,
-    ``judged`` whether noise is independent, so that misfits mean something.
+    ``positive`` whether the Hessian is positive definite, ``degenerate`` whether too many pixels are equal for a scale.
     shape : (2,) ny, nx of the image without its padding.
     """
     public, errors, enough = found.public, found.errors, found.enough
@@ -99,7 +100,6 @@ def flags(found, ellipticity_error, shape):
         "NON_FINITE": ~(jnp.all(jnp.isfinite(public)) & jnp.all(jnp.isfinite(errors))),
         # One that is undefined is none that is small.
         "MISFIT": enough
-        & found.judged
         & ~(
             (jnp.abs(found.misfit) <= columns.MISFIT_SIGMAS) & (jnp.abs(found.misfit_profile) <= columns.MISFIT_SIGMAS)
         ),

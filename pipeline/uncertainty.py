@@ -21,10 +21,10 @@ class Covariances(NamedTuple):
     ``bias`` (p,) is what to expect of the fitted parameters beyond the truth, see `_bias` and `scale_bias`.
     ``inverse_products`` (q - 1, q - 1) is M^-1 of `covariances`, in the free vector; ``powers`` those of `Sums`;
     ``shape_sums`` (3,) of the shape E of the source, of E^2, and of E times the leverage, over the used pixels, NaN for
-    correlated noise. ``kernel_fwhm`` tells how far noise is
-    correlated, NaN = not asked. ``nll`` is the value there, without what the noise map adds to it;
-    ``newton_step`` (p,) H^-1 times the gradient, what is left to the minimum, ``decrement`` half the gradient times
-    that, and ``spread`` as in `moments.Step`.
+    correlated noise. ``misfits``, two, are those of correlated noise, see `quality.residuals`, and None else.
+    ``kernel_fwhm`` tells how far noise is correlated, NaN = not asked. ``nll`` is the value there, without what the
+    noise map adds to it; ``newton_step`` (p,) H^-1 times the gradient, what is left to the minimum, ``decrement`` half
+    the gradient times that, and ``spread`` as in `moments.Step`.
     """
 
     pooled: jax.Array
@@ -36,6 +36,7 @@ class Covariances(NamedTuple):
     inverse_products: jax.Array
     powers: list
     shape_sums: jax.Array
+    misfits: tuple[jax.Array, jax.Array] | None
     kernel_fwhm: jax.Array
     nll: jax.Array
     newton_step: jax.Array
@@ -203,16 +204,17 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
     if kernel is None:
         block, shape_sums = _independent(at, image, here, inverse_products)
         block = _stretch(ratio * n / (n - p) * block, free[2])
-        variance, more, others, uneven = variance / (n - p), 1.0, (q - 1.0, q - 1.0), 0.0
-        kernel_fwhm = jnp.asarray(jnp.nan, free.dtype)
+        variance, of_scale = variance / (n - p), scale_bias(here.powers, n, q - 1.0, q - 1.0)
+        kernel_fwhm, misfits = jnp.asarray(jnp.nan, free.dtype), None
     else:
         kernel = jnp.where(jnp.isnan(kernel), correlation.estimate(free, image, n), kernel)
-        shape_sums = jnp.full(3, jnp.nan, free.dtype)
-        block, more, *others, uneven = correlation.covariance(free, image, n, kernel, reach, fit_scale)
-        variance, kernel_fwhm = more * variance / n, correlation.kernel_fwhm(kernel)
+        found = correlation.covariance(free, image, n, kernel, reach, fit_scale)
+        block, shape_sums = found.block, jnp.full(3, jnp.nan, free.dtype)
+        variance = found.more * variance / n
+        of_scale = scale_bias(here.powers, n, found.others, found.mixed, found.more) - found.uneven
+        kernel_fwhm, misfits = correlation.kernel_fwhm(kernel), (found.misfit, found.misfit_profile)
     # From log sigma to sigma: the mean of exp(a) is exp(mean a + var a / 2).
     curved = jnp.zeros(q, free.dtype).at[3].set(0.5 * block[3, 3]).at[-1].set(0.5 * variance)
-    of_scale = scale_bias(here.powers, n, *others, more) - uneven
     expected = jnp.append(_bias(at, image, inverse_products, block), of_scale) + curved
     expected = within(expected, jnp.sqrt(jnp.append(jnp.diag(block), variance)))
     gradient = (here.gradient / slope)[:p]
@@ -227,6 +229,7 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
         inverse_products=inverse_products,
         powers=here.powers,
         shape_sums=shape_sums,
+        misfits=misfits,
         kernel_fwhm=kernel_fwhm,
         nll=here.nll,
         newton_step=rest,

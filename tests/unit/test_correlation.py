@@ -32,6 +32,7 @@ def test_numbers_of_gaussian_noise_are_those_of_quadrature():
     half_width = optimize.brentq(lambda g: w @ (1 / (1 + (x / g) ** 2)) - 0.5, 0.1, 2.0, xtol=1e-15)
     t = x / half_width
     psi, slope, chi = t / (1 + t * t), t / (1 + t * t) ** 2, (1 - t * t) / (1 + t * t)
+    loss = np.log1p(t * t) - w @ np.log1p(t * t)
 
     def weights(f, g, first):
         """Of Mehler's formula: products of Hermite coefficients of two functions, over the mean of their product."""
@@ -39,7 +40,7 @@ def test_numbers_of_gaussian_noise_are_those_of_quadrature():
         return [(h @ f) * (h @ g) / math.factorial(k) / (w @ (f * g)) for k, h in hermite.items()]
 
     steep = w @ ((1 - t * t) / (1 + t * t) ** 2)
-    found = half_width, steep, weights(psi, psi, 1), weights(psi, slope, 1), weights(chi, chi, 2)
+    found = half_width, steep, weights(psi, psi, 1), weights(psi, slope, 1), *(weights(f, f, 2) for f in (chi, loss))
     for number, wanted in zip(correlation.GAUSSIAN, found, strict=True):
         np.testing.assert_allclose(number, wanted, rtol=0, atol=1e-11)
 
@@ -80,16 +81,14 @@ def test_sums_over_pairs_are_those_of_all_pairs(fwhm, fit_scale):
     free = jnp.asarray(FREE)
     n = float((image.weight > 0).sum())
     covariance = jax.jit(correlation.covariance, static_argnums=(4, 5))
-    block, more, others, others_mixed, uneven = covariance(
-        free, image, jnp.float64(n), jnp.asarray(kernel), reach, fit_scale
-    )
+    found = covariance(free, image, jnp.float64(n), jnp.asarray(kernel), reach, fit_scale)
 
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]].reshape(2, -1).astype(float)
     dx, dy = x[:, None] - x, y[:, None] - y
     residuals = np.exp(-0.25 * (kernel[0] * dx * dx + 2 * kernel[1] * dx * dy + kernel[2] * dy * dy))
-    functions = correlation.of_psi, correlation.mixed, correlation.of_chi
-    psi, mixed, chi = (np.array(f(jnp.asarray(residuals))) for f in functions)
-    for matrix in (residuals, psi, mixed, chi):
+    functions = correlation.of_psi, correlation.mixed, correlation.of_chi, correlation.of_loss
+    psi, mixed, chi, of_loss = (np.array(f(jnp.asarray(residuals))) for f in functions)
+    for matrix in (residuals, psi, mixed, chi, of_loss):
         np.fill_diagonal(matrix, 1.0)
     to_source = likelihood.to_public(free)
     slopes = np.stack(
@@ -107,7 +106,8 @@ def test_sums_over_pairs_are_those_of_all_pairs(fwhm, fit_scale):
     share = np.einsum("ai,ab,bi->i", g, np.linalg.inv(m) @ linear @ np.linalg.inv(m), g)
     assert (np.max(share) > 1.2) == (fwhm == 5.0)
     left = np.maximum(1 - share, 0)
-    t = (np.asarray(image.data).ravel() - model.gaussian(to_source[:6], x, y) - to_source[6]) * weight / to_source[7]
+    residual = image.data.ravel() - model.gaussian(to_source[:6], x, y) - to_source[6]
+    t = np.asarray(residual) * weight / float(to_source[7])
     alone = np.where(weight > 0, left**4, 0.0)
     slope = np.sum(alone * (1 - t * t) / (1 + t * t) ** 2) / np.sum(alone)
     ratio = to_source[7] ** 2 * np.sum(alone * t * t / (1 + t * t) ** 2) / np.sum(alone * left) / slope**2
@@ -116,22 +116,38 @@ def test_sums_over_pairs_are_those_of_all_pairs(fwhm, fit_scale):
     kept = first * residuals + (1 - first) / (1 - usual) * (psi - usual * residuals) * np.sqrt(np.outer(left, left))
     heavy = g * (1 + steeper * (1 - left))
     bread = np.linalg.inv(heavy @ g.T)
-    np.testing.assert_allclose(block, ratio * bread @ heavy @ kept @ heavy.T @ bread, rtol=1e-5)
+    np.testing.assert_allclose(found.block, ratio * bread @ heavy @ kept @ heavy.T @ bread, rtol=1e-5)
     used = weight > 0
     lost = np.trace(np.linalg.solve(m, linear)) + fit_scale
-    np.testing.assert_allclose(more, used @ chi @ used / (n - lost), rtol=1e-5)
-    for found, correlations in ((others, psi), (others_mixed, mixed)):
-        np.testing.assert_allclose(found, np.trace(np.linalg.solve(m, g @ correlations @ g.T)), rtol=1e-5)
-    np.testing.assert_allclose(uneven, 0.5 * np.sum(share**2) / n, rtol=1e-5)
+    np.testing.assert_allclose(found.more, used @ chi @ used / (n - lost), rtol=1e-5)
+    for others, correlations in ((found.others, psi), (found.mixed, mixed)):
+        np.testing.assert_allclose(others, np.trace(np.linalg.solve(m, g @ correlations @ g.T)), rtol=1e-5)
+    np.testing.assert_allclose(found.uneven, 0.5 * np.sum(share**2) / n, rtol=1e-5)
+
+    shape = np.asarray(model.gaussian(to_source[:6].at[2].set(1.0), x, y))
+    bump = 4 * np.log(shape) ** 2 * shape * weight
+    side = bump * (1 + steeper * (1 - left))
+    contrast = side - side @ g.T @ bread @ heavy
+    square = np.sum(alone * t * t / (1 + t * t) ** 2) / np.sum(alone * left)
+    score = np.sum(t / (1 + t * t) * bump)
+    np.testing.assert_allclose(found.misfit_profile, score / np.sqrt(square * contrast @ kept @ contrast), rtol=1e-5)
+    taken = np.clip(2 * np.einsum("ai,ab,bi->i", g, np.linalg.inv(m), g @ residuals) - share, 0, 1)
+    # Exactly, where `covariance` interpolates.
+    losses = np.log1p((1 - taken)[:, None] * t**2)
+    means = losses @ alone / np.sum(alone)
+    spreads = np.sqrt(losses**2 @ alone / np.sum(alone) - means**2)
+    over = used * (shape - np.mean(shape[used]))
+    misfit = over @ (np.log1p(t * t) * used - means) / np.sqrt((over * spreads) @ of_loss @ (over * spreads))
+    np.testing.assert_allclose(found.misfit, misfit, rtol=0.01)
 
 
 def test_noise_that_is_hardly_correlated_is_independent():
     image = an_image()
     n = jnp.float64((image.weight > 0).sum())
     kernel = jnp.asarray(correlation.round_kernel(0.1))
-    _, *found, uneven = correlation.covariance(jnp.asarray(FREE), image, n, kernel, 1, True)
-    np.testing.assert_allclose(found, [n / (n - 8), 7, 7])
-    assert uneven < 0.01
+    found = correlation.covariance(jnp.asarray(FREE), image, n, kernel, 1, True)
+    np.testing.assert_allclose([found.more, found.others, found.mixed], [n / (n - 8), 7, 7])
+    assert found.uneven < 0.01
 
 
 def test_a_kernel_reaches_as_far_as_its_longest_axis():
