@@ -22,8 +22,8 @@ NO_DAMPING = 1e-4  # below which there is none
 MOST_DAMPING = 1e8  # above which there is no use in going on
 FLOOR = 1e-3  # least magnitude of a repaired pivot, in units of the Gauss-Newton diagonal
 SLACK = 32.0  # in the nll, in units of what rounding leaves uncertain in a residual
-NEAR = 100.0  # decrement, as a fraction like ``tolerance``, below which the next matrix is the Hessian: at 1 fits take
-# a sixth more steps; with no limit one bright source in 200 ends elsewhere
+NEAR = 1.0  # decrement, as a fraction like ``tolerance``, below which the next matrix is the Hessian. By 100 stamps
+# as the model has them take a sixth fewer steps, but peaks of real images more, and a fifth more of them end elsewhere
 NOISE = 32.0  # what rounding leaves of a decrement, over its square in a residual: 0.4 in most fits, 30 in one of 10^3
 ROUNDING = 0.02  # most that it may leave, as a fraction likewise: a fifth of an error
 EPSILON = 2.0**-52
