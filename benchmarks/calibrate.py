@@ -261,15 +261,23 @@ def misfits(count: int) -> tuple[list[str], list[str]]:
                 for scale in ("fit", simulate.cauchy_scale(kind)):
                     told.append(f"| {noise} | {side} | {snr} | {scale if scale == 'fit' else 'held'} | ")
                     told[-1] += _misfit(fit.fit_stack(images, scale=scale))
+    for side, sigma in SIZES[1:]:
+        for peak in (6, 30, 1000):
+            print(f"misfit: correlated, {side} x {side}, peak {peak}", flush=True)
+            images, _ = stamps.draw(count, (peak, peak), seed=peak, noise="correlated", shape=(side, side), sigma=sigma)
+            for how in ("estimate", stamps.SMOOTHED):
+                told.append(f"| correlated, taken as {how} | {side} | {peak} | fit | ")
+                told[-1] += _misfit(fit.fit_stack(images, correlation=how))
     found = []
     for kind, number in STRANGE:
-        for noise in ("cauchy", "gaussian"):
+        for noise in ("cauchy", "gaussian", "correlated"):
+            how = "estimate" if noise == "correlated" else "none"
             cells = []
             for amp in (20, 50, 100, 300, 1000):
                 print(f"misfit: {kind} {number:g}, {noise}, peak {amp}", flush=True)
                 r = np.random.default_rng([amp, int(10 * number)])
                 images, _ = stamps.draw(count // 10, (1, 1), seed=amp, noise=noise)
-                result = fit.fit_stack(images + amp * strange(kind, number, count // 10, r))
+                result = fit.fit_stack(images + amp * strange(kind, number, count // 10, r), correlation=how)
                 flagged = np.mean(result.flags & columns.BIT["MISFIT"] > 0)
                 cells.append(
                     f"{100 * flagged:.0f} ({np.median(result.misfit):+.1f}, {np.median(result.misfit_profile):+.1f})"
@@ -382,7 +390,8 @@ they take it for that. None of the three knows of correlation.
 ## Misfit
 
 `misfit` and `misfit_profile` of sources that are the model, {arguments.count} stamps a row: mean and spread (0 and 1 in
-theory), and the share that has the flag `MISFIT` [%]. S/N are those of a typical width.
+theory), and the share that has the flag `MISFIT` [%]. S/N are those of a typical width; on correlated noise, peaks over
+its rms.
 
 | noise | side [px] | S/N | scale | misfit, mean | spread | misfit_profile, mean | spread | flagged [%] |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -390,7 +399,7 @@ theory), and the share that has the flag `MISFIT` [%]. S/N are those of a typica
 
 And of sources that are not, {arguments.count // 10} stamps a cell, by peak over the noise (half-width or rms): the
 share that has the flag [%] and the medians of both. Blends are of two equal sources of width 2 px, so many widths
-apart.
+apart. Correlated noise is taken as estimated.
 
 | source | noise | 20 | 50 | 100 | 300 | 1000 |
 | --- | --- | --- | --- | --- | --- | --- |

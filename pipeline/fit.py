@@ -96,7 +96,12 @@ def fit_stack(
     ------
     ValueError
         If the shapes do not agree, or ``correlation`` is a word that means nothing here.
+    RuntimeError
+        If JAX has numbers of 32 bits only.
     """
+    if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]  # which JAX makes when it is imported
+        msg = "JAX: got jax_enable_x64 off, wanted it on, for any precision: set JAX_ENABLE_X64=1 before Python starts"
+        raise RuntimeError(msg)
     data = np.asarray(data)
     if data.ndim != 3:
         msg = f"images: got an array of shape {data.shape}, wanted a stack (n, ny, nx)"

@@ -168,6 +168,11 @@ def test_correlations_that_a_stack_does_not_know(wrong):
         fit.fit_stack(IMAGES, correlation=wrong)
 
 
+def test_numbers_of_32_bits_only_are_refused():
+    with jax.enable_x64(False), pytest.raises(RuntimeError, match="got jax_enable_x64 off, wanted it on"):
+        fit.fit_stack(IMAGES, precision="float32")
+
+
 def test_float32_is_close_in_errors(plain):
     single = fit.fit_stack(IMAGES, precision="float32")
     close_in_errors(single.params, plain.params, plain.errors, 0.02)
