@@ -25,6 +25,7 @@ from pipeline.newton import inverse
 REACH = 2.0  # FWHM: pairs of pixels further apart than this are left out, 0.4 % of all correlation
 SINGLY = 40  # pixels: noise that reaches further is smooth, and pairs a few pixels apart stand for those between
 WIDEST = 6.0  # FWHM that is found from the residuals [pixel]; also the widest that is looked for
+END = math.exp(-0.25 * (REACH * FWHM_PER_SIGMA) ** 2)  # correlation so far apart, 0.4 %
 LEAST = 1e-4  # correlation of neighbours that counts as none
 
 
@@ -257,38 +258,43 @@ def covariance(free, image: likelihood.Image, n, kernel, reach: int, fit_scale: 
     def whole(map_):
         return jnp.sum(map_.astype(free.dtype))
 
-    def neighbours(maps, function, reach, own=1.0):
+    def neighbours(maps, function, reach, own=1.0, end=END):
         """sum_j function(corr(r_i, r_j)) m_j of maps (k, ny, nx), over half of the pairs, and half of a pixel itself.
 
-        ``own`` is the function of a pixel itself.
+        ``own`` is the function of a pixel itself; pairs correlated by no more than ``end`` do not count.
         """
         dy, dx, counts = _lags(reach, step)
         squares = (square.astype(free.dtype) for square in (dx * dx, 2 * dx * dy, dy * dy))
         correlation = jnp.exp(-0.25 * sum(k * square for k, square in zip(kernel, squares, strict=True)))
-        weights = jnp.where(counts, function(correlation), 0.0).astype(maps.dtype)
-        padded = jnp.pad(maps, ((0, 0), (0, reach), (reach, reach)))
+        counts = counts & (correlation > end)
+        # Errors need no more digits than float32 has, which takes half the time.
+        weights, narrow = jnp.where(counts, function(correlation), 0.0).astype(jnp.float32), maps.astype(jnp.float32)
+        padded = jnp.pad(narrow, ((0, 0), (0, reach), (reach, reach)))
 
-        # A row of lags at a time: all of it in one pass over the maps.
+        # A row of lags at a time: all of it in one pass over the maps. As many rows as this noise needs; a number not
+        # known beforehand also keeps XLA from a form of loops that takes five times as long.
         def add(i, neighbours):
             rows = jax.lax.dynamic_slice_in_dim(padded, i * step, ny, axis=1)
             shifted = (weights[i, j] * rows[:, :, reach + x : reach + x + nx] for j, x in enumerate(dx[0].tolist()))
             return neighbours + sum(shifted)
 
-        return jax.lax.fori_loop(0, len(dy), add, 0.5 * own * maps)
+        rows = jnp.max(jnp.where(counts, dy // step, 0)) + 1
+        return jax.lax.fori_loop(0, rows, add, 0.5 * own * narrow).astype(maps.dtype)
 
     def folded(maps, neighbours):
         half = product(maps, neighbours)
         return step * step * (half + half.T)
 
-    def pairs(maps, function, reach, own=1.0):
+    def pairs(maps, function, reach, own=1.0, end=END):
         """sum_ij function(corr(r_i, r_j)) m_i m_j^T."""
-        return folded(maps, neighbours(maps, function, reach, own))
+        return folded(maps, neighbours(maps, function, reach, own, end))
 
     def higher(maps, weights):
         """`pairs` of what Mehler's formula has with these weights beyond its first power."""
         # c^3 ends, like c, where it is 0.4 %; no sooner than the image, if it was this that ended c.
         close = reach if reach >= max(ny, nx) else step * math.ceil(reach / (math.sqrt(3.0) * step))
-        return pairs(maps, lambda c: c * (_of_square(c, weights) - weights[0]), close, 1.0 - float(weights[0]))
+        own, end = 1.0 - float(weights[0]), END ** (1.0 / 3.0)
+        return pairs(maps, lambda c: c * (_of_square(c, weights) - weights[0]), close, own, end)
 
     after = neighbours(maps, lambda c: c, reach)
     before = neighbours(maps[:, ::-1, ::-1], lambda c: c, reach)[:, ::-1, ::-1]

@@ -88,7 +88,12 @@ def test_sums_over_pairs_are_those_of_all_pairs(fwhm, fit_scale):
     residuals = np.exp(-0.25 * (kernel[0] * dx * dx + 2 * kernel[1] * dx * dy + kernel[2] * dy * dy))
     functions = correlation.of_psi, correlation.mixed, correlation.of_chi, correlation.of_loss
     psi, mixed, chi, of_loss = (np.array(f(jnp.asarray(residuals))) for f in functions)
-    for matrix in (residuals, psi, mixed, chi, of_loss):
+    # Of pairs far apart nothing counts, of those more than half as far their plain correlation only.
+    end = correlation.END
+    for of_first, weights in ((psi, correlation.GAUSSIAN.psi), (mixed, correlation.GAUSSIAN.mixed)):
+        of_first[...] = np.where(residuals > end ** (1 / 3), of_first, weights[0] * residuals)
+    for matrix in (psi, mixed, chi, of_loss, residuals):
+        matrix[residuals <= end] = 0.0
         np.fill_diagonal(matrix, 1.0)
     to_source = likelihood.to_public(free)
     slopes = np.stack(
