@@ -15,7 +15,7 @@ from astropy.wcs import WCS
 
 from pipeline import runtime
 from pipeline.carry import Value
-from pipeline.columns import BIT, PARAMETERS
+from pipeline.columns import BIT, NEAR, PARAMETERS
 from pipeline.detection import read_images
 from pipeline.headers import read_header
 from pipeline.images import (
@@ -159,13 +159,14 @@ def complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[Piec
     from pipeline.sky import sky_columns, unresolved
 
     counts = [len(piece.stack.data) for piece in pieces]
-    for (block, start, *_, sky), stop, count in zip(pieces, np.cumsum(counts), counts, strict=True):
+    for (block, start, _, stack, _, sky), stop, count in zip(pieces, np.cumsum(counts), counts, strict=True):
         here = slice(stop - count, stop)
         planes, sources = identities(block, start, start + count)
         rows["file"][here], rows["hdu"][here] = block.file, block.hdu
         rows["plane"][here], rows["source"][here] = planes, sources
         rows["image_id"][here] = image_ids(block.file, block.hdu, planes, sources)
         if block.stamps is not None:
+            _tell_moved(rows, here, stack.data.shape[1:])
             _move_to_parent(rows, here, block, start)
         rows["flags"][here] |= 0 if sky.usable else BIT["NO_SKY"]
     headers = [
@@ -179,6 +180,13 @@ def complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[Piec
         for name, values in sky_columns(headers, params, cov[known, :6, :6]).items():
             rows[name][known] = values
     rows["flags"] |= np.where(unresolved(rows), BIT["UNRESOLVED"], 0)
+
+
+def _tell_moved(rows: dict[str, np.ndarray], here: slice, shape: tuple[int, int]) -> None:
+    """Flag what is far from the middle of its stamp, of ``shape`` ny, nx, from whose first pixel positions count."""
+    dy, dx = (np.abs(rows[name][here] - 0.5 * (length - 1)) for name, length in zip(("y0", "x0"), shape, strict=True))
+    far = (np.maximum(dx, dy) > NEAR) & (np.hypot(dx, dy) > rows["sigma_major"][here])
+    rows["flags"][here] |= np.where(far, BIT["OFF_POSITION"], 0)
 
 
 def _move_to_parent(rows: dict[str, np.ndarray], here: slice, block: Block, start: int) -> None:

@@ -39,6 +39,8 @@ MISFIT_SIGMAS = 5.0
 LOW_SNR = 5.0
 RESOLVED_ERRORS = 4.9
 MIN_SIGMA = 0.3
+#: What a position may be off by, along x and y [pixel], for a fit to begin at the peak of its source.
+NEAR = 2.0
 MAX_ELLIPTICITY = 0.98
 MIN_SCALE = 1e-6
 
@@ -76,6 +78,12 @@ FLAGS = (
         11,
         f"deconvolved_major is NaN or below {RESOLVED_ERRORS:g} of its errors, as of 95 % of point sources or more: "
         "of the deconvolved columns only the limits mean something",
+    ),
+    Flag(
+        "OFF_POSITION",
+        12,
+        f"the centre is more than {NEAR:g} px along x or y, and more than sigma_major, from the middle of the stamp, "
+        "where its source was listed or detected: the fit has left for something else",
     ),
 )
 

@@ -26,15 +26,13 @@ from astropy.io import fits
 
 from pipeline import hdus
 from pipeline.carry import Value, plain
+from pipeline.columns import NEAR
 from pipeline.hdus import Hdu, Layout, Pixels
 from pipeline.headers import read_header
 from pipeline.versions import as_found, version
 
 #: Keys of the config section ``images`` that name what lies beside an image.
 MAPS = ("mask", "uncertainty", "background")
-
-#: What a position may be off by, along x and y [pixel], for a fit to begin at the peak of its source.
-NEAR = 2.0
 
 #: Pixels that neighbours leave to a stamp, at least: twice as many as a fit with a constant background needs.
 LEAST = 32

@@ -295,8 +295,9 @@ def guess(image: Image, scale, centre, near):
     x, y = _nearby(column.astype(dtype) + right, row.astype(dtype) + up, centre, near)
     places.append([(x, y, high, jnp.asarray(sigma, dtype)) for sigma in BRIGHT_WIDTHS])
     tables = [jnp.stack([jnp.stack(column) for column in zip(*place, strict=True)]) for place in places]
-    # All candidates are judged at one scale, wide enough for the brightest: near enough is then good enough.
+    # All candidates are judged at one scale, halfway from that of the noise to one at which the brightest is near
+    # enough. At the latter hot pixels side by side win over a source: 27 fits of 90,000 ended elsewhere, not 4.
     widest = jnp.maximum(scale, WIDE * jnp.max(jnp.abs(jnp.concatenate([table[2] for table in tables]))))
-    gains = [_gains(residual, weight, widest, centre, near, table) for table in tables]
+    gains = [_gains(residual, weight, jnp.sqrt(scale * widest), centre, near, table) for table in tables]
     winner = jnp.concatenate(tables, axis=1)[:, jnp.argmax(jnp.concatenate(gains))]
     return jnp.concatenate([winner, jnp.zeros(2, dtype)]).astype(image.origin.dtype)

@@ -8,8 +8,9 @@ from astropy.table import MaskedColumn, Table
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
 
+from pipeline.columns import NEAR
 from pipeline.cutouts import first_pixels, nowhere, of_others, read_positions, scan_stamps
-from pipeline.images import LEAST, NEAR, Block, Rejected, as_runs, of_runs, read_planes, scan_file
+from pipeline.images import LEAST, Block, Rejected, as_runs, of_runs, read_planes, scan_file
 
 CELESTIAL = {
     "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.0, "CRPIX1": 21.0, "CRPIX2": 16.0,

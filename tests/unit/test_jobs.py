@@ -156,6 +156,22 @@ def test_the_source_of_a_stamp_is_looked_for_near_its_middle(tmp_path, monkeypat
     assert asked == [2.0, 2.0, np.inf, np.inf]
 
 
+def test_a_fit_that_leaves_the_middle_of_its_stamp_is_flagged(tmp_path, monkeypatch):
+    """By more than 2 pixels along x or y, and more than the width of what it has found."""
+    away, wide = np.array([[0, 0], [2, -2], [2.1, 0], [0, -2.1], [2.1, 2.1], [np.nan, 0]]).T, [1, 1, 1, 1, 3, 1]
+
+    def leaving(*stack, **settings):
+        rows, covariance = mean_as_fit(*stack, **settings)
+        places = {name: 3.5 + offset for name, offset in zip(("x0", "y0"), away, strict=True)}
+        return rows | places | {"sigma_major": np.array(wide, float)}, covariance
+
+    monkeypatch.setattr(pipeline.fit, "fit_rows", leaving)
+    write(tmp_path / "a.fits", (30, 40), 10)
+    cutouts = {"positions": table_of(tmp_path / "p.csv", x=[5, 10, 15, 20, 25, 30], y=[15.0] * 6), "size": 8}
+    rows = fitted(tmp_path, *scanned(tmp_path, [str(tmp_path / "a.fits")], cutouts=cutouts), cutouts=cutouts)
+    assert (rows["flags"] & BIT["OFF_POSITION"] > 0).tolist() == [False, False, True, True, False, False]
+
+
 def test_the_edge_of_the_plane_is_an_edge(tmp_path, monkeypatch):
     def wide(*stack, **settings):
         rows, covariance = mean_as_fit(*stack, **settings)
