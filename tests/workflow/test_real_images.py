@@ -255,7 +255,10 @@ def test_the_beam_in_pixels_is_that_of_the_projection(parkes):
 
 @pytest.mark.parametrize(
     ("scale", "cuts"),
-    [(650.0, {(30, False): (6, 0.02)}), ("fit", {(30, True): (4, 0.044), (100, True): (1, 0.01), (100, False): (2, 0.02)})],
+    [
+        (650.0, {(30, False): (6, 0.02)}),
+        ("fit", {(30, True): (4, 0.044), (100, True): (1, 0.01), (100, False): (2, 0.02)}),
+    ],
 )
 def test_detected_sources_lie_where_sextractor_has_them(scale, cuts, shared_data, tmp_path):
     """Cuts: (least S/N, whether flagged fits are left out): (sources, most that their median is off along an axis).
