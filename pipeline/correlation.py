@@ -291,8 +291,8 @@ def covariance(free, image: likelihood.Image, n, kernel, reach: int, fit_scale: 
 
     def higher(maps, weights):
         """`pairs` of what Mehler's formula has with these weights beyond its first power."""
-        # c^3 ends, like c, where it is 0.4 %; no sooner than the image, if it was this that ended c.
-        close = reach if reach >= max(ny, nx) else step * math.ceil(reach / (math.sqrt(3.0) * step))
+        # c^3 ends, like c, where it is 0.4 %; no sooner than the image (padded here) if this may have ended c.
+        close = reach if 2 * reach >= max(ny, nx) else step * math.ceil(reach / (math.sqrt(3.0) * step))
         own, end = 1.0 - float(weights[0]), END ** (1.0 / 3.0)
         return pairs(maps, lambda c: c * (_of_square(c, weights) - weights[0]), close, own, end)
 

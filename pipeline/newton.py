@@ -53,24 +53,22 @@ class State(NamedTuple):
     n_steps: jax.Array
 
 
-def solve(matrix, right, floor=None):
+def solve(matrix, right, floor):
     """Solve ``matrix @ solution = right`` for a symmetric matrix by unrolled LDL^T.
 
     Parameters
     ----------
-    matrix : array (p, p) or dict {(row, column): scalar}
-        Only the lower triangle is read.
-    right : sequence of p scalars or arrays
-    floor : sequence of p scalars, optional
+    matrix : dict {(row, column): scalar}
+        The lower triangle.
+    right, floor : sequences of p scalars
         A pivot that is not positive is replaced by its magnitude, or by ``floor`` where that is larger: the step
         then goes downhill even where the matrix is indefinite (after Gill and Murray).
 
     Returns
     -------
-    solution : list of p, like ``right``
+    solution : list of p scalars
     positive : bool array ()
-        Whether every pivot was positive as it came; where it is False and there is no floor, the solution means
-        nothing.
+        Whether every pivot was positive as it came.
     """
     p = len(right)
     lower: dict[tuple[int, int], Any] = {}
@@ -84,7 +82,7 @@ def solve(matrix, right, floor=None):
             lower[i, j] = scaled[j] * inverse_pivots[j]
         pivot = matrix[i, i] - sum((scaled[k] * lower[i, k] for k in range(i)), start=0.0)
         positive = (pivot > 0) & positive
-        pivot = pivot if floor is None else jnp.where(pivot > 0, pivot, jnp.maximum(-pivot, floor[i]))
+        pivot = jnp.where(pivot > 0, pivot, jnp.maximum(-pivot, floor[i]))
         inverse_pivots.append(1.0 / pivot)
         y.append(right[i] - sum((lower[i, k] * y[k] for k in range(i)), start=0.0))
     solution: list[Any] = [None] * p

@@ -19,21 +19,23 @@ def spd(seed, p=7):
     return jnp.asarray(a @ a.T + 0.1 * np.eye(p))
 
 
+def lower(matrix):
+    return {(i, j): matrix[i, j] for i in range(len(matrix)) for j in range(i + 1)}
+
+
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 8]))
 def test_solve_agrees_with_lapack(seed, p):
     matrix = spd(seed, p)
-    right = jnp.asarray(np.random.default_rng(seed + 1).normal(size=(p, 3)))
-    solution, positive = newton.solve(matrix, list(right))
+    right = jnp.asarray(np.random.default_rng(seed + 1).normal(size=p))
+    solution, positive = newton.solve(lower(matrix), list(right), [0.0] * p)
     assert positive
     assert_allclose(solution, np.linalg.solve(matrix, right), rtol=1e-6, atol=1e-8)
-    lower = {(i, j): matrix[i, j] for i in range(p) for j in range(i + 1)}
-    assert_allclose(newton.solve(lower, list(right[:, 0]))[0], jnp.stack(solution)[:, 0], rtol=1e-12)
 
 
 def test_solve_tells_an_indefinite_matrix_and_still_goes_downhill():
     matrix = jnp.diag(jnp.array([2.0, -1.0, 3.0])) + 0.1
     gradient = jnp.array([1.0, 2.0, -1.0])
-    step, positive = newton.solve(matrix, list(gradient), floor=[0.1] * 3)
+    step, positive = newton.solve(lower(matrix), list(gradient), [0.1] * 3)
     assert not positive
     assert jnp.dot(jnp.stack(step), gradient) > 0
 
