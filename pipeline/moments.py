@@ -447,11 +447,12 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
         matrix[last, last] = jnp.where(exact, 4.0 * sv, 2.0 * (n - s))
         gradient.append(n - 2.0 * s)  # the sum of 2 v - 1
     # First order puts right what was rounded for all pixels alike. Not so for ``judged`` at another scale than the
-    # place's own, where no last step is.
+    # place's own, nor for the gradient where the matrix is not its derivative: no last step is there.
     off, of_scale = _rounded(at, dtype)
     rounding = 2.0 * s * of_scale + sum(gradient[j] * by for j, by in off.items())
     gradient = [
-        slope - sum(matrix[max(i, j), min(i, j)] * by for j, by in off.items()) for i, slope in enumerate(gradient)
+        slope - jnp.where(exact, sum(matrix[max(i, j), min(i, j)] * by for j, by in off.items()), 0.0)
+        for i, slope in enumerate(gradient)
     ]
     return Step(
         judged=found["judged"] + n * free[-1] - jnp.where(log_scale == free[-1], rounding, 0.0),

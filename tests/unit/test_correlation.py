@@ -196,7 +196,7 @@ def test_the_kernel_is_found_from_the_residuals(fwhm):
     np.testing.assert_allclose(np.median(found), fwhm, rtol=0.05)
 
 
-@pytest.mark.parametrize(("how", "precision"), [(3.0, "float64"), ("estimate", "float32")])
+@pytest.mark.parametrize(("how", "precision"), [(3.0, "float64"), ("estimate", "float64"), ("estimate", "float32")])
 def test_errors_hold_on_correlated_noise(how, precision):
     """Coverage of 68.3 % intervals: within 8 points here, five of them the Monte Carlo error; without, 12 to 36 %.
 

@@ -155,6 +155,34 @@ def test_sums_over_tiles_equal_autodiff(n_level, rows, dtype, limit, monkeypatch
     assert max(worst.values()) < limit, worst
 
 
+@pytest.mark.parametrize("n_level", LEVELS.values(), ids=LEVELS)
+@pytest.mark.parametrize("seed", range(4))
+def test_what_rounding_moves_is_a_move_of_the_place(seed, n_level):
+    """The model of scalars in float32 is that of float64 some way off, but for what is of second order."""
+    free, image = case(seed, n_level)
+    free = free.at[2].set(1e5)
+    image = image._replace(weight=jnp.ones_like(image.weight))
+    at = moments.frame(list(free), image)
+
+    def predicted(free):
+        tile = moments.tile(moments.frame(list(free), image), image.data, image.weight, 0)
+        return np.asarray(image.data - tile.t / tile.h)
+
+    def narrow(value):
+        return float(np.float32(value))
+
+    y, x = np.mgrid[: image.data.shape[0], : image.data.shape[1]].astype(float)
+    x, y = (x - float(free[0])) / float(at.sigma), (y - float(free[1])) / float(at.sigma)
+    rho, plus, minus = narrow(free[4]), narrow(1 + free[5]), narrow(1 - free[5])
+    rounded = narrow(free[2]) * np.exp(-0.5 * (minus * y * y + x * (plus * x + rho * y)))
+    rounded += sum(c * m for c, m in zip(map(narrow, moments._plane(at)), (1.0, x, y), strict=False))
+    off, of_scale = moments._rounded(at, np.float32)
+    moved = predicted(free.at[jnp.asarray(list(off))].add(jnp.asarray(list(off.values()))))
+    assert np.max(np.abs(rounded - predicted(free))) > 1e-4
+    assert_allclose(rounded, moved, rtol=0, atol=1e-7)
+    assert_allclose(of_scale, narrow(1 / at.scale) * at.scale - 1, rtol=1e-12, atol=1e-16)
+
+
 def test_derivatives_at_another_scale():
     """What the continuation asks for: the nll where it stands, everything else at the next scale."""
     free, image = case(6, 1)
