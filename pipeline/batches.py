@@ -166,7 +166,7 @@ def complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[Piec
         rows["plane"][here], rows["source"][here] = planes, sources
         rows["image_id"][here] = image_ids(block.file, block.hdu, planes, sources)
         if block.stamps is not None:
-            _tell_moved(rows, here, stack.data.shape[1:])
+            _flag_off_position(rows, here, stack.data.shape[1:])
             _move_to_parent(rows, here, block, start)
         rows["flags"][here] |= 0 if sky.usable else BIT["NO_SKY"]
     headers = [
@@ -182,7 +182,7 @@ def complete(rows: dict[str, np.ndarray], cov: np.ndarray, pieces: Sequence[Piec
     rows["flags"] |= np.where(unresolved(rows), BIT["UNRESOLVED"], 0)
 
 
-def _tell_moved(rows: dict[str, np.ndarray], here: slice, shape: tuple[int, int]) -> None:
+def _flag_off_position(rows: dict[str, np.ndarray], here: slice, shape: tuple[int, int]) -> None:
     """Flag what is far from the middle of its stamp, of ``shape`` ny, nx, from whose first pixel positions count."""
     dy, dx = (np.abs(rows[name][here] - 0.5 * (length - 1)) for name, length in zip(("y0", "x0"), shape, strict=True))
     far = (np.maximum(dx, dy) > NEAR) & (np.hypot(dx, dy) > rows["sigma_major"][here])

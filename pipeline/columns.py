@@ -39,10 +39,10 @@ MISFIT_SIGMAS = 5.0
 LOW_SNR = 5.0
 RESOLVED_ERRORS = 4.9
 MIN_SIGMA = 0.3
-#: What a position may be off by, along x and y [pixel], for a fit to begin at the peak of its source.
-NEAR = 2.0
 MAX_ELLIPTICITY = 0.98
 MIN_SCALE = 1e-6
+#: What a position may be off by, along x and y [pixel], for a fit to begin at the peak of its source.
+NEAR = 2.0
 
 FLAGS = (
     Flag("NOT_CONVERGED", 0, "the fit stopped before its tolerance was met; parameters are where it stopped"),
@@ -203,8 +203,8 @@ COLUMNS: tuple[Column, ...] = (
         "misfit",
         "f8",
         "",
-        "residuals under the source against those around it, in standard deviations; less than that if noise is "
-        "correlated",
+        "residuals under the source against those around it, in standard deviations; if noise is correlated these are "
+        "taken too long",
         "quality",
     ),
     Column(

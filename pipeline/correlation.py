@@ -240,7 +240,7 @@ def covariance(free, image: likelihood.Image, n, kernel, reach: int, fit_scale: 
     from the variance of pixel i the share 2 g_i^T M^-1 sum_j corr(r_i, r_j) g_j - h_i, and the mean and the variance of
     the loss of what it leaves are those of the pixels left alone, had their residuals been as much smaller. What it
     leaves is correlated over shorter ways than noise is, which is not allowed for: the standard deviation is 0.5 to 1,
-    the mean 0 to -0.7 (-1.3 on 8 x 8 pixels), so that limits meant for 1 and 0 are safe. They are not where a stamp is
+    the mean 0.3 to -0.7 (-1.3 on 8 x 8 pixels), so limits meant for 1 and 0 are safe. They are not where a stamp is
     no wider than the noise, or where a given scale is a third of its standard deviation (-1.7) or less (a tenth: -4).
     """
     at = moments.frame(list(free), image)
