@@ -24,7 +24,7 @@ import numpy as np
 
 from pipeline.columns import CERTIFICATE, DERIVED, HARMLESS, PARAMETERS, SNR_BINS, UNSOLVED, empty_rows, parameter_names
 from pipeline.images import Stack
-from pipeline.model import derived, gaussian, of_rows
+from pipeline.model import derived, direction_pull, gaussian, of_rows
 
 #: Images whose residuals make one field.
 DONORS = 4
@@ -45,9 +45,9 @@ NEEDED = (*PARAMETERS, "x0_start", "y0_start", "snr")
 class Trials(NamedTuple):
     """Sources put in and found again, n of them, and the k numbers of each that `certified` names.
 
-    pull, bound, kept : (n, k) fit - truth over its error; over its error by the covariance ``fisher``; and the share of
-    its variance that the residuals have left, see `_kept`. snr : (n,) of the row that the source is from. solved : (n,)
-    bool, whether the fit is a solution.
+    pull, bound, kept : (n, k) fit - truth over its error, of theta `direction_pull`; over its error by the covariance
+    ``fisher``; and the share of its variance that the residuals have left, see `_kept`. snr : (n,) of the row that the
+    source is from. solved : (n,) bool, whether the fit is a solution.
     """
 
     pull: np.ndarray
@@ -138,7 +138,9 @@ def inject(
     # Where a fit failed these are NaN; `certify` leaves them out.
     with np.errstate(invalid="ignore", divide="ignore"):
         bound = np.sqrt(_variances(covariances["fisher"], _derived_slopes(sources)))
-        return Trials(offset / error, offset / bound, kept, rows["snr"], found["flags"] & UNSOLVED == 0)
+        pull = offset / error
+        pull[:, -1] = direction_pull(offset[:, -1], error[:, -1])
+        return Trials(pull, offset / bound, kept, rows["snr"], found["flags"] & UNSOLVED == 0)
 
 
 def _fields(

@@ -27,7 +27,7 @@ from pipeline.cutouts import scan_stamps
 from pipeline.detection import read_images
 from pipeline.files import replacing
 from pipeline.images import corners_of, identities, scan_file
-from pipeline.model import of_rows
+from pipeline.model import direction_pull, of_rows
 
 SLAB = 50_000
 SAMPLE = 100_000
@@ -285,7 +285,7 @@ def _tally(path: str | Path, summary: Summary, axes: Mapping[str, Axis]) -> Tall
 
 
 def _pulls(name: str, rows: Mapping[str, np.ndarray], truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of (fit - truth) / err between, below and above PULL_EDGES; and sums over rows.
+    """Counts of (fit - truth) / err, of theta `direction_pull`, between, below and above PULL_EDGES; sums over rows.
 
     The sums: rows within 1 and within 2 errors; number, sum and sum of squares of fit - truth within 5 errors.
     """
@@ -296,7 +296,8 @@ def _pulls(name: str, rows: Mapping[str, np.ndarray], truth: np.ndarray) -> tupl
         offset = (offset + 0.5 * np.pi) % np.pi - 0.5 * np.pi
         bad = rows["flags"] & (UNSOLVED | BIT["ROUND"])
     use = (bad == 0) & np.isfinite(offset) & (error > 0)
-    offset, pull = offset[use], offset[use] / error[use]
+    offset, error = offset[use], error[use]
+    pull = direction_pull(offset, error) if name == "theta" else offset / error
     binned = np.bincount(np.searchsorted(PULL_EDGES, pull), minlength=len(PULL_EDGES) + 1)
     size = np.abs(pull)
     near = offset[size <= 5]

@@ -22,7 +22,7 @@ from astropy.wcs import WCS, NoConvergence
 
 from pipeline.columns import BEAM, LIMITS, RESOLVED_ERRORS, SKY
 from pipeline.model import FWHM_PER_SIGMA
-from pipeline.uncertainty import direction_error
+from pipeline.uncertainty import direction_error, rounder
 
 #: Rows in one call of the compiled function: one shape, so one compilation, and no row depends on how many there are.
 CHUNK = 64
@@ -40,6 +40,7 @@ LIMIT_MAJOR, LIMIT_MINOR = 1.645, RESOLVED_ERRORS / 2
 
 ARCSEC = 3600 * np.degrees(1.0)
 ANGLES = [(*SKY, *BEAM).index(name) for name in ("pa_sky", "deconvolved_pa")]
+WIDTHS = [SKY.index(name) for name in ("fwhm_major_sky", "fwhm_minor_sky")]
 
 _CELESTIAL = re.compile(r"(RA|DEC|.LON|.LAT|..LN|..LT)(-|$)", re.IGNORECASE)
 _MATRIX = re.compile(r"(CD|PC)0*([12])_?0*([12])")
@@ -459,6 +460,9 @@ def _sky_rows(beam, params, cov, native, sky):
     beam = turn @ beam @ turn.T
     values = _sky_row(params, jacobian, beam)
     slopes = jax.jacfwd(_sky_row)(params, jacobian, beam)
+    # Errors of widths as in `uncertainty.derived`. What is made of squares is nearer to normal, and needs none of it.
+    widths = jnp.array(WIDTHS)
+    slopes = slopes.at[widths].set(jax.jacfwd(_sky_row)(rounder(params, cov)[0], jacobian, beam)[widths])
     errors = jnp.sqrt(jnp.einsum("ki,ij,kj->k", slopes, cov, slopes))
     angles = jnp.array(ANGLES)
     errors = errors.at[angles].set(jnp.degrees(direction_error(jnp.radians(errors[angles]))))

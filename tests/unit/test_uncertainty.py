@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
 from pipeline import columns, fit, likelihood, model, uncertainty
@@ -56,12 +56,21 @@ def test_fisher_is_the_closed_form(solved):
     assert_allclose(four.fisher @ information, np.eye(8), atol=1e-9)
 
 
-def test_bias_is_boxs_with_the_pooled_covariance(solved):
+def test_bias_is_boxs_with_the_pooled_covariance_larger_as_variance_is(solved):
     four, public, image = solved
     slope = jax.jacfwd(likelihood.predict)(public, image)[..., :7].reshape(-1, 7)
     bend = jax.jacfwd(jax.jacfwd(likelihood.predict))(public, image)[..., :7, :7].reshape(-1, 7, 7)
     spread = np.einsum("nij,ij->n", bend, four.pooled[:7, :7])
-    assert_allclose(four.bias[:7], -0.5 * np.linalg.solve(slope.T @ slope, slope.T @ spread), rtol=1e-6)
+    box = -0.5 * np.linalg.solve(slope.T @ slope, slope.T @ spread)
+    t = (image.data - likelihood.predict(public, image)) / public[-1]
+    psi, psi_prime = t / (1 + t**2), (1 - t**2) / (1 + t**2) ** 2
+    ratio = public[-1] ** 2 * np.sum(psi**2) / (576 - 8) / np.mean(psi_prime) ** 2
+    variance = np.diag(four.pooled)[:7]
+    larger = variance / (ratio * np.diag(np.linalg.inv(slope.T @ slope)))
+    assert np.all(larger > 1)
+    # Of sigma it is that of its logarithm.
+    curved = np.where(np.arange(7) == 3, 0.5 * variance / public[3], 0.0)
+    assert_allclose(four.bias[:7], larger * (box - curved) + curved, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("noise", "n"), [("cauchy", 50), ("gaussian", 50)])
@@ -196,6 +205,61 @@ def test_the_error_of_a_direction_holds_for_round_sources_too(ellipticity):
     inside = np.mean(np.abs(0.5 * np.arctan2(y, x)) <= errors)
     assert 0.61 < inside < 0.71
     assert (np.mean(np.abs(0.5 * np.arctan2(y, x)) < linear) < 0.6) == (ellipticity <= 1)
+
+
+@pytest.mark.parametrize("ellipticity", [0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 8.0])
+def test_intervals_of_a_direction_hold_at_two_errors(ellipticity):
+    """Whatever the true ellipticity, here in units of its error; twice the error does not. Monte Carlo error 0.1."""
+    x, y = np.random.default_rng(5).standard_normal((2, 40_000)) + np.array([[ellipticity], [0.0]])
+    offset, errors = 0.5 * np.arctan2(y, x), np.asarray(uncertainty.direction_error(0.5 / np.hypot(x, y)))
+    pull = model.direction_pull(offset, errors)
+    assert_array_equal(np.abs(pull) <= 1, np.abs(offset) <= errors)
+    assert (0.935 if ellipticity else 0.9) < np.mean(np.abs(pull) <= 2) < 0.96
+    assert (np.mean(np.abs(offset) <= 2 * errors) < 0.935) == (ellipticity <= 2)
+
+
+def test_pulls_of_a_direction_far_off():
+    offset, errors = np.array([1.0, -1.0, 1.5, 1e-6, 0.1]), np.array([0.1, 0.4, np.pi / 2, 1e-6, np.nan])
+    expected = [1 / np.sin(0.2), -1 / np.sin(0.8), 1 / 1.25, 1.0, np.nan]
+    assert_allclose(model.direction_pull(offset, errors), expected)
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4, 1.3, 2.9])
+def test_a_source_without_the_bias_of_its_ellipticity(angle):
+    """Half the variance across it over the length; and no more than half of it."""
+    along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
+    for length, share in (
+        (0.3, 1 - 0.5 * 0.1**2 / 0.3**2),
+        (0.11, 1 - 0.5 * 0.1**2 / 0.11**2),
+        (0.01, 0.5),
+        (0.0, 1.0),
+    ):
+        diff, half_rho = length * along
+        source = jnp.array([3.0, 4.0, 20.0, 2.0, 2 * half_rho, diff])
+        block = 0.04**2 * np.outer(along, along) + 0.1**2 * np.outer(across, across)
+        covariance = jnp.zeros((6, 6)).at[4, 4].set(4 * block[1, 1]).at[5, 5].set(block[0, 0])
+        covariance = covariance.at[4, 5].set(2 * block[0, 1]).at[5, 4].set(2 * block[0, 1])
+        rounder, left = uncertainty.rounder(source, covariance)
+        assert_allclose(left, share)
+        assert_allclose(rounder, [3, 4, 20, 2, 2 * share * half_rho, share * diff], atol=1e-15)
+
+
+def test_errors_of_what_is_derived_are_those_without_bias():
+    """But for the direction, which is that of the source as found; measured by the calibration."""
+    source = jnp.array([3.0, 4.0, 20.0, 2.0, 0.3, 0.15])
+    covariance = jnp.diag(jnp.array([0.0, 0.0, 0.5, 0.1, 0.2, 0.1]) ** 2)
+    values, errors, _ = uncertainty.derived(source, covariance)
+    assert_allclose(values, model.derived(source))
+    rounder, _ = uncertainty.rounder(source, covariance)
+    assert_allclose(errors[:5], uncertainty.propagate(model.derived, rounder, covariance)[1][:5])
+    linear = uncertainty.propagate(model.derived, source, covariance)[1][5]
+    assert_allclose(errors[5], uncertainty.direction_error(linear))
+
+
+def test_an_error_of_what_is_biased_holds():
+    for bias in (0.0, -0.3, 0.75, 1.0, 1.5, -4.0):
+        more = float(uncertainty.of_biased(bias))
+        assert stats.norm.cdf(more - abs(bias)) - stats.norm.cdf(-more - abs(bias)) == pytest.approx(0.683, abs=0.01)
 
 
 def test_what_is_not_known_has_no_error_of_its_direction():
