@@ -31,6 +31,10 @@ cutouts      sources in larger images, by a table or by detection
 certificate  sources put into the residuals of a run and fitted again
 catalogue    parts and catalogue in HDF5
 reuse        rows of images that have not changed
+numerals     numbers as text
+tallies      what a report counts
+diagrams     histograms and coverage, drawn
+pictures     rows with their pixels, drawn
 report       the page that says what a run found
 runtime      log, threads, device, compile cache of a job
 batches      the images of shards as stacks, a batch at a time

@@ -12,7 +12,7 @@ from astropy.table import Table
 from matplotlib.image import imread
 from scipy.stats import norm
 
-from pipeline import report
+from pipeline import pictures, report, tallies
 from pipeline.catalogue import merge, write_part
 from pipeline.columns import (
     BIT,
@@ -193,8 +193,8 @@ def test_pictures_show_source_and_masked_pixels_where_they_are(run):
         assert abs(column - run[1]["x0"][plane]) < 1
         assert abs(NY - 1 - row - run[1]["y0"][plane]) < 1
         for name in ("data", "residual"):
-            np.testing.assert_allclose(pixels[name][NY - 1 - 2, 3], report.MASKED_COLOUR[:3], atol=0.01)
-        assert not np.allclose(pixels["model"][NY - 1 - 2, 3], report.MASKED_COLOUR[:3], atol=0.05)
+            np.testing.assert_allclose(pixels[name][NY - 1 - 2, 3], pictures.MASKED_COLOUR[:3], atol=0.01)
+        assert not np.allclose(pixels["model"][NY - 1 - 2, 3], pictures.MASKED_COLOUR[:3], atol=0.05)
     # The ellipse is drawn with the fitted centre, in pixels from the upper left corner of the picture.
     first = re.search(r'<g transform="translate\(([\d.]+) ([\d.]+)\)', run[-1])
     assert float(first[1]) == pytest.approx(run[1]["x0"][7] + 0.5, abs=1e-3)
@@ -245,14 +245,14 @@ def test_theta_comes_back_after_half_a_turn(tmp_path):
 
 def test_the_size_of_slabs_changes_nothing(run, monkeypatch):
     folder, rows, truth, rejected, text = run
-    monkeypatch.setattr(report, "SLAB", 7)
+    monkeypatch.setattr(tallies, "SLAB", 7)
     assert page_of(folder, rows, truth, rejected) == text
 
 
 def test_a_sample_serves_where_rows_are_many(run, monkeypatch):
     folder, rows, truth, rejected, text = run
-    monkeypatch.setattr(report, "SLAB", 7)
-    monkeypatch.setattr(report, "SAMPLE", 20)
+    monkeypatch.setattr(tallies, "SLAB", 7)
+    monkeypatch.setattr(tallies, "SAMPLE", 20)
     sampled = page_of(folder, rows, truth, rejected)
     # What is counted over all rows is the same; where the bins lie is not.
     assert pull_table(sampled) == pull_table(text)
@@ -431,51 +431,11 @@ def test_of_a_large_image_the_surroundings_of_the_source_are_shown(tmp_path):
     text = page_of(tmp_path, rows)
     ((*_, pixels),) = cards(text)
     ny, nx, _ = pixels["data"].shape
-    assert max(ny, nx) <= 2 * report.LARGEST_PICTURE
+    assert max(ny, nx) <= 2 * pictures.LARGEST_PICTURE
     row, column = np.unravel_index(pixels["data"].sum(axis=-1).argmin(), (ny, nx))
     centre = re.search(r'<g transform="translate\(([\d.]+) ([\d.]+)\)', text)
     assert abs(column + 0.5 - float(centre[1])) <= 1
     assert abs(row + 0.5 - float(centre[2])) <= 1
-
-
-@pytest.mark.parametrize(
-    ("value", "error", "text"),
-    [
-        (12.3456, 0.0123, "12.346 ± 0.012"),
-        (-1234.5, 67.0, "−1234 ± 67"),
-        (0.0, 0.5, "0.00 ± 0.50"),
-        (1.5e-7, 2.0e-9, "(1.500 ± 0.020) × 10⁻⁷"),
-        (3.0e9, 4.0e7, "(3.000 ± 0.040) × 10⁹"),
-        (2.5, np.nan, "2.5"),
-        (np.nan, 1.0, "undefined"),
-        (1.0, 2.0e12, "(0.0 ± 2.0) × 10¹²"),
-    ],
-)
-def test_errors_have_two_digits_and_values_as_many(value, error, text):
-    assert report._with_error(value, error) == text
-
-
-def test_units_are_shown_short():
-    assert report._unit("pix2 Jy / beam") == "pix² Jy/beam"
-    assert report._unit("1e-17 erg / (Angstrom s cm2)") == "1e-17 erg/(Angstrom s cm²)"
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [("5", "5"), ("-0.5", "−0.5"), ("1e+06", "10⁶"), ("3e-05", "3 × 10⁻⁵"), ("-1.5e+08", "−1.5 × 10⁸")],
-)
-def test_powers_of_ten_are_raised(value, text):
-    assert report._power(value) == text
-
-
-def test_bins_hold_as_many_steps_of_a_grid_each():
-    rng = np.random.default_rng(1)
-    for values in (rng.poisson(8.0, 2000), rng.binomial(1024, 0.06, 2000) / 1024, rng.integers(0, 3, 50)):
-        axis = report._axis(values)
-        step = np.diff(np.unique(values)).min()
-        per_bin = np.histogram(np.arange(axis.edges[0] + 0.5 * step, axis.edges[-1], step), axis.edges)[0]
-        assert set(per_bin[:-1].tolist()) == {per_bin[0]}
-        assert not np.isclose(values[:, None], axis.edges).any()
 
 
 def test_a_row_gone_astray_does_not_stretch_an_axis(tmp_path):
