@@ -8,7 +8,11 @@ carry        what goes along from headers and tables into the catalogue
 hdus         what a FITS file holds
 headers      the header of an HDU
 versions     whether a file is what the scan has found
-images       FITS <-> arrays, masks, uncertainty maps
+tiles        pixels that are compressed tile by tile
+planes       planes and stamps as arrays
+maps         masks, uncertainties and backgrounds
+images       FITS <-> arrays: which files hold images, and their pixels
+cells        keywords and cells that belong to an image
 listing      which files there are, and whether they are what they were
 detection    sources found in larger images, and what of a stamp belongs to others
 shards       which job fits which images

@@ -15,19 +15,11 @@ from astropy.wcs import WCS
 
 from pipeline import runtime
 from pipeline.carry import Value
+from pipeline.cells import read_carried, spoilt
 from pipeline.columns import BIT, NEAR, PARAMETERS
 from pipeline.detection import read_images
 from pipeline.headers import read_header
-from pipeline.images import (
-    Block,
-    Rejected,
-    Stack,
-    corners_of,
-    identities,
-    image_shape,
-    read_carried,
-    spoilt,
-)
+from pipeline.images import Block, Rejected, Stack, corners_of, identities, image_shape
 from pipeline.shards import image_ids, read_manifest
 
 #: Pixels fitted at a time, 64 MiB in float64: what a job needs in memory does not grow with its shard.

@@ -16,7 +16,8 @@ from astropy.io import fits
 
 from pipeline import __version__
 from pipeline.files import replacing
-from pipeline.images import MAPS, Block, Stack, identities, read_planes, scan_file
+from pipeline.images import Block, Stack, identities, read_planes, scan_file
+from pipeline.maps import MAPS
 
 # What sep reserves for pixels that are not yet part of a source, and for the parts of a blend: at the limits of its own
 # (300000, 1024) it gives up on large images and crowded fields.

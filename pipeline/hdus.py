@@ -36,7 +36,7 @@ BLOCK = 2880
 _MAX_HEADER = 2**24
 _BITPIX = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 _LETTER = {"B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}
-_WIDTH = {"L": 1, "B": 1, "A": 1, "I": 2, "J": 4, "E": 4, "K": 8, "D": 8, "C": 8, "P": 8, "M": 16, "Q": 16}
+WIDTH = {"L": 1, "B": 1, "A": 1, "I": 2, "J": 4, "E": 4, "K": 8, "D": 8, "C": 8, "P": 8, "M": 16, "Q": 16}
 
 
 class Hdu(NamedTuple):
@@ -290,7 +290,7 @@ def number(cards: dict[str, str], key: str, default: float) -> float:
     return default
 
 
-def _count(cards: dict[str, str], key: str, default: int | None = None) -> int:
+def whole_number(cards: dict[str, str], key: str, default: int | None = None) -> int:
     """Value of a keyword that counts; ValueError if it is no whole number from 0, or missing without a default."""
     if key not in cards and default is not None:
         return default
@@ -307,11 +307,11 @@ def axes(hdu: Hdu) -> list[int]:
 
 
 def _axes(cards: dict[str, str], prefix: str = "") -> list[int]:
-    count = _count(cards, f"{prefix}NAXIS")
+    count = whole_number(cards, f"{prefix}NAXIS")
     if count > 999:
         msg = f"{prefix}NAXIS = {count}, wanted at most 999"
         raise ValueError(msg)
-    return [_count(cards, f"{prefix}NAXIS{i}") for i in range(1, count + 1)]
+    return [whole_number(cards, f"{prefix}NAXIS{i}") for i in range(1, count + 1)]
 
 
 def _bitpix(cards: dict[str, str], prefix: str = "") -> int:
@@ -329,7 +329,7 @@ def _data_size(cards: dict[str, str]) -> int:
     groups = _is_groups(cards)
     pixels = math.prod(lengths[1:] if groups else lengths)
     if groups or "XTENSION" in cards:
-        pixels = _count(cards, "GCOUNT", 1) * (_count(cards, "PCOUNT", 0) + pixels)
+        pixels = whole_number(cards, "GCOUNT", 1) * (whole_number(cards, "PCOUNT", 0) + pixels)
     return abs(_bitpix(cards)) // 8 * pixels
 
 
@@ -360,15 +360,15 @@ def _tile_problem(cards: dict[str, str]) -> str:
     if text(cards, "ZIMAGE") != "T":
         return ""
     _bitpix(cards, "Z")
-    wanted, there = sum(_form(cards, i)[2] for i in _fields(cards)), _count(cards, "NAXIS1")
+    wanted, there = sum(form(cards, i)[2] for i in fields(cards)), whole_number(cards, "NAXIS1")
     if wanted > there:
         return f"its compressed tiles have columns of {wanted} bytes, and rows of {there}"
     lengths = _axes(cards, "Z")
-    sides = _tile_sides(cards, lengths)
+    sides = tile_sides(cards, lengths)
     if 0 in sides:
         return "its header promises compressed tiles without pixels"
     tiles = math.prod(-(-n // side) for n, side in zip(lengths, sides, strict=True))
-    rows = _count(cards, "NAXIS2")
+    rows = whole_number(cards, "NAXIS2")
     if tiles != rows:
         return f"its header promises {tiles} compressed tiles, the table has {rows}"
     tile = math.prod(min(n, side) for n, side in zip(lengths, sides, strict=True))
@@ -380,84 +380,16 @@ def _tile_problem(cards: dict[str, str]) -> str:
     return ""
 
 
-def _tile_sides(cards: dict[str, str], lengths: list[int]) -> list[int]:
-    return [_count(cards, f"ZTILE{i}", n if i == 1 else 1) for i, n in enumerate(lengths, 1)]
+def tile_sides(cards: dict[str, str], lengths: list[int]) -> list[int]:
+    """Sides of the compressed tiles of an image with axes of these lengths."""
+    return [whole_number(cards, f"ZTILE{i}", n if i == 1 else 1) for i, n in enumerate(lengths, 1)]
 
 
-def check_tiles(stream: IO[bytes], hdu: Hdu, start: int, stop: int) -> None:
-    """Look at the compressed tiles of planes ``start`` to ``stop - 1`` before they are decoded.
-
-    The library under fitsio takes memory without end for a gzip tile that ends too early, and believes the sizes that
-    tiles of HCOMPRESS and PLIO tell of themselves, whatever memory it has for them.
-
-    Raises
-    ------
-    ValueError
-        A tile lies outside the file, is broken gzip or tells of another size than it has.
-    """
-    cards, lengths = hdu.cards, axes(hdu)
-    sides = [*_tile_sides(cards, lengths), 1]
-    lengths.append(1)  # with a third axis there is one rule for all
-    shape = [-(-n // side) for n, side in zip(lengths, sides, strict=True)]
-    # Tiles are in the order of their pixels: the corners of the planes tell which rows of the table are theirs.
-    corners = np.unravel_index(np.arange(start, stop), lengths[:1:-1])
-    deep = [corner // side for corner, side in zip(corners, sides[:1:-1], strict=True)]
-    layers = np.ravel_multi_index(deep, shape[:1:-1])
-    layer = shape[0] * shape[1]
-    first, last = int(layers.min()) * layer, int(layers.max() + 1) * layer
-    row_bytes = _count(cards, "NAXIS1")
-    stream.seek(hdu.data + first * row_bytes)
-    rows = np.frombuffer(stream.read((last - first) * row_bytes), np.uint8).reshape(-1, row_bytes)
-    heap = _count(cards, "THEAP", row_bytes * _count(cards, "NAXIS2"))
-    room = hdu.end - hdu.data - heap
-    places = np.unravel_index(np.arange(first, last), shape[::-1])
-    ends = zip(places, sides[::-1], lengths[::-1], strict=True)
-    pixels = np.prod([np.minimum(side, n - place * side) for place, side, n in ends], axis=0)
-    offset = 0
-    for i in _fields(cards):
-        _repeat, letter, width = _form(cards, i)
-        cells = rows[:, offset : offset + width]
-        offset += width
-        if letter not in "PQ":
-            continue
-        size, at = cells.copy().view(">i4" if letter == "P" else ">i8").astype(np.int64).reshape(-1, 2).T
-        size *= _WIDTH.get(text(cards, f"TFORM{i}").lstrip("01")[1:2], 1)
-        if (size < 0).any() or (at < 0).any() or (size > room - at).any():
-            msg = "some of its compressed tiles lie outside the file"
-            raise ValueError(msg)
-        codec = "GZIP" if text(cards, f"TTYPE{i}") == "GZIP_COMPRESSED_DATA" else text(cards, "ZCMPTYPE").split("_")[0]
-        for tile in np.flatnonzero(size) if codec in _WHOLE else ():
-            stream.seek(hdu.data + heap + int(at[tile]))
-            if not _WHOLE[codec](stream.read(int(size[tile])), int(pixels[tile])):
-                msg = "some of its compressed tiles are broken"
-                raise ValueError(msg)
-
-
-def _whole_gzip(packed: bytes, pixels: int) -> bool:
-    try:
-        decoder = zlib.decompressobj(wbits=47)  # gzip or zlib
-        decoder.decompress(packed, 8 * pixels + 1)
-        return decoder.eof
-    except zlib.error:
-        return False
-
-
-def _whole_hcompress(packed: bytes, pixels: int) -> bool:
-    """Magic number, nx and ny; the numbers of bit planes of the three parts of the transform are bytes 22 to 24."""
-    ny, nx = np.frombuffer(packed[2:10].ljust(8, b"\0"), ">i4").tolist()
-    return (
-        packed.startswith(b"\xdd\x99") and min(nx, ny) > 0 and nx * ny == pixels and max(packed[22:25], default=99) < 64
-    )
-
-
-def _whole_plio(packed: bytes, pixels: int) -> bool:
-    """Its length in words is the third of them, or if that is 0 the fourth and, in units of 2^15, the fifth."""
-    words = np.frombuffer(packed[:10].ljust(10, b"\0"), ">i2").tolist()
-    return 2 * (words[2] if words[2] > 0 else (words[4] << 15) + words[3]) == len(packed)
-
-
-#: Whether a tile of so many pixels is what it tells of itself, by codec.
-_WHOLE = {"GZIP": _whole_gzip, "HCOMPRESS": _whole_hcompress, "PLIO": _whole_plio}
+def matching(there: tuple[Hdu, ...], wanted: int | str) -> list[Hdu]:
+    """The HDU of this number, or all of this name, in capitals or not."""
+    if isinstance(wanted, int):
+        return [there[wanted]] if 0 <= wanted < len(there) else []
+    return [hdu for hdu in there if name(hdu) == wanted.strip().upper()]
 
 
 def pixels(hdu: Hdu, column: str | None) -> Pixels:
@@ -510,8 +442,8 @@ def cell(hdu: Hdu, column: str) -> Cell | None:
     if letter not in (*_LETTER, "A", "L") or repeat == 0 or (repeat > 1 and letter != "A"):
         msg = f"column {column} has neither one number nor text a row (TFORM{i} = {text(cards, f'TFORM{i}')})"
         raise ValueError(msg)
-    if offset + width > _count(cards, "NAXIS1"):
-        msg = f"its header is broken: column {column} does not fit into rows of {_count(cards, 'NAXIS1')} bytes"
+    if offset + width > whole_number(cards, "NAXIS1"):
+        msg = f"its header is broken: column {column} does not fit into rows of {whole_number(cards, 'NAXIS1')} bytes"
         raise ValueError(msg)
     scale, zero = number(cards, f"TSCAL{i}", 1), number(cards, f"TZERO{i}", 0)
     return Cell(letter, dtype, offset, scale, zero, _blank(cards, f"TNULL{i}", dtype))
@@ -523,16 +455,16 @@ def has_integer(hdu: Hdu, column: str) -> bool:
         return False
     names = _names(hdu.cards)
     found = spelt(names, column)
-    return found is not None and _form(hdu.cards, 1 + names.index(found))[:2] in [(1, letter) for letter in "BIJK"]
+    return found is not None and form(hdu.cards, 1 + names.index(found))[:2] in [(1, letter) for letter in "BIJK"]
 
 
 def _names(cards: dict[str, str]) -> list[str]:
-    return [text(cards, f"TTYPE{i}") for i in _fields(cards)]
+    return [text(cards, f"TTYPE{i}") for i in fields(cards)]
 
 
-def _fields(cards: dict[str, str]) -> range:
+def fields(cards: dict[str, str]) -> range:
     """Numbers of the columns of a table."""
-    count = _count(cards, "TFIELDS", 0)
+    count = whole_number(cards, "TFIELDS", 0)
     if count > 999:
         msg = f"TFIELDS = {count}, wanted at most 999"
         raise ValueError(msg)
@@ -546,7 +478,7 @@ def spelt(names: list[str], name: str) -> str | None:
 
 def _place(cards: dict[str, str], i: int) -> tuple[int, str, int, int]:
     """Repeat count, letter, width in bytes and first byte in a row of column ``i`` from 1."""
-    forms = [_form(cards, j) for j in range(1, i + 1)]
+    forms = [form(cards, j) for j in range(1, i + 1)]
     return *forms[-1], sum(form[2] for form in forms[:-1])
 
 
@@ -558,7 +490,7 @@ def _column(cards: dict[str, str], column: str) -> Pixels:
         raise ValueError(msg)
     i = 1 + names.index(found)
     repeat, letter, width, offset = _place(cards, i)
-    row_bytes, rows = _count(cards, "NAXIS1"), _count(cards, "NAXIS2")
+    row_bytes, rows = whole_number(cards, "NAXIS1"), whole_number(cards, "NAXIS2")
     shape = [int(length) for length in re.findall(r"\d+", text(cards, f"TDIM{i}"))]
     msg = ""
     if text(cards, "ZTABLE") == "T":
@@ -582,14 +514,14 @@ def _column(cards: dict[str, str], column: str) -> Pixels:
     return Pixels(rows * per_row, ny, nx, dtype, row_bytes, offset, per_row, scale, zero, blank)
 
 
-def _form(cards: dict[str, str], i: int) -> tuple[int, str, int]:
+def form(cards: dict[str, str], i: int) -> tuple[int, str, int]:
     """Repeat count, letter and width in bytes of column ``i`` from 1."""
     form = re.match(r"(\d*)([LXBIJKAEDCMPQ])", text(cards, f"TFORM{i}"))
     if form is None:
         msg = f"has columns of a form that cannot be read: TFORM{i} = {text(cards, f'TFORM{i}', 'missing')}"
         raise ValueError(msg)
     repeat, letter = int(form[1] or 1), form[2]
-    return repeat, letter, -(-repeat // 8) if letter == "X" else repeat * _WIDTH[letter]
+    return repeat, letter, -(-repeat // 8) if letter == "X" else repeat * WIDTH[letter]
 
 
 def few(entries: list[str], limit: int = 6) -> str:

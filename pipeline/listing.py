@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from pipeline.images import SUFFIXES, Rejected, companions, whole
+from pipeline.images import Rejected, whole
+from pipeline.maps import SUFFIXES, companions
 
 
 def list_files(files: list[str], own: Sequence[str] = ()) -> tuple[list[str], list[Rejected]]:

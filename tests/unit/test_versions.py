@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from pipeline import images
+from pipeline import planes
 from pipeline.images import read_planes, scan_file
 from tests.fits_files import put, ramp
 
@@ -43,7 +43,7 @@ def test_what_is_copied_over_while_it_is_read_is_not_taken(tmp_path, monkeypatch
     """Not even by a file that is the same in the end."""
     file = tmp_path / "a.fits"
     put(file, ramp(5, 6))
-    whole, stored = file.read_bytes(), images._stored
+    whole, stored = file.read_bytes(), planes.stored
     (block,), _ = scan_file(str(file), changed=changed)
 
     def while_it_is_copied(*arguments):
@@ -55,7 +55,7 @@ def test_what_is_copied_over_while_it_is_read_is_not_taken(tmp_path, monkeypatch
             file.write_bytes(whole)
 
     with monkeypatch.context() as patch:
-        patch.setattr(images, "_stored", while_it_is_copied)
+        patch.setattr(planes, "stored", while_it_is_copied)
         with pytest.raises(ValueError, match=r"changed after the scan: run again$"):
             read_planes(block, 0, 1, changed=changed)
     (block,), _ = scan_file(str(file), changed=changed)
