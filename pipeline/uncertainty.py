@@ -5,6 +5,7 @@ Cauchy noise), ``sandwich`` (H^-1 S H^-1, S the sum of outer products of the pix
 form: it assumes no more than that residual / noise has one distribution all over the image).
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -397,12 +398,16 @@ def derived(source, covariance):
     return [values[i] for i in range(values.shape[0])], errors, e_err
 
 
+#: The mean length of a vector of two random components, in units of the error of one: the bias of a round source.
+ROUND_BIAS = math.sqrt(0.5 * math.pi)
+
+
 def derived_bias(source, covariance, bias):
     """The bias of second order of what `model.derived` says of a source (6,), but of the angle: a list of scalars.
 
     To that of the parameters, ``bias`` (6,), comes half the trace of the second derivatives times ``covariance``
     (6, 6). An ellipticity is the length of a vector: of a source that is rounder than its errors it comes out too
-    large, and no function of it is without bias.
+    large, and no function of it is without bias. What is more than noise alone can do is cut off.
     """
     _, errors, _ = derived(source, covariance)
     _, linear = jax.linearize(model.derived, source)
@@ -412,9 +417,9 @@ def derived_bias(source, covariance, bias):
         for unit, row in zip(jnp.eye(6, dtype=source.dtype)[2:], covariance[2:], strict=True)
     ]
     first = linear(bias)
-    return [within(first[i] + 0.5 * sum(bend[i] for bend in bends), errors[i]) for i in range(5)]
+    return [within(first[i] + 0.5 * sum(bend[i] for bend in bends), ROUND_BIAS * errors[i]) for i in range(5)]
 
 
 def within(bias, error):
-    """A bias where it is less than the error: beyond it the second order is not enough, and says nothing."""
+    """A bias where it is less than an error: beyond it the second order is not enough, and says nothing."""
     return jnp.clip(bias, -error, error)
