@@ -5,7 +5,9 @@ config       the config, checked and completed
 files        outputs that appear whole or not at all
 origin       what each output was made of, and what the run wants
 carry        what goes along from headers and tables into the catalogue
+keywords     what the keywords of a header say
 hdus         what a FITS file holds
+places       where planes and cells lie in the data
 headers      the header of an HDU
 versions     whether a file is what the scan has found
 tiles        pixels that are compressed tile by tile

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
-from pipeline import hdus, maps
+from pipeline import hdus, maps, places
 from pipeline.carry import Value, plain
 from pipeline.headers import read_header
 from pipeline.images import Block, identities
@@ -84,12 +84,12 @@ def _cells(block: Block, start: int, stop: int, column: str, name: str) -> list[
     try:
         layout = hdus.layout(block.file)
         hdu = layout.hdus[block.hdu]
-        cell = hdus.cell(hdu, name)
+        cell = places.cell(hdu, name)
         if cell is None:
             return None
         if hdu.problem:
             raise ValueError(hdu.problem)
-        pixels = hdus.pixels(hdu, column)
+        pixels = places.pixels(hdu, column)
         whole = np.memmap(layout.path, np.uint8, "r")
         count = pixels.planes // pixels.per_row
         stored = np.ndarray((count,), cell.dtype, whole.data, hdu.data + cell.offset, (pixels.row_bytes,))

@@ -158,6 +158,94 @@ def _of_slope(slope):
     return r * np.polynomial.polynomial.polyval(r, LINEAR), (1.0 - r * r) / (1.0 - GAUSSIAN.slope)
 
 
+class Pairs(NamedTuple):
+    """Pairs of pixels whose noise goes together: what sums over them need to know.
+
+    kernel : (3,). reach : up to how many pixels apart they are. step : every how many pixels they are taken. dtype : of
+    sums.
+    """
+
+    kernel: jax.Array
+    reach: int
+    step: int
+    dtype: np.dtype
+
+
+def _flat(maps):
+    return maps.reshape(len(maps), -1)
+
+
+def _product(left, right, dtype):
+    return moments.matmul(_flat(left), _flat(right).T).astype(dtype)
+
+
+def _at_each(matrix, maps, others):
+    """g_i^T matrix g'_i of maps g, g' (k, ny, nx), in each pixel: (ny, nx)."""
+    # As a sum over one index: a sum over both is three times as slow.
+    found = jnp.sum(moments.matmul(matrix.astype(maps.dtype), _flat(maps)) * _flat(others), axis=0)
+    return found.reshape(maps.shape[1:])
+
+
+def _neighbours(maps, function, pairs: Pairs, own=1.0, end=END):
+    """sum_j function(corr(r_i, r_j)) m_j of maps (k, ny, nx), over half of the pairs, and half of a pixel itself.
+
+    ``own`` is the function of a pixel itself; pairs correlated by no more than ``end`` do not count.
+    """
+    reach, step = pairs.reach, pairs.step
+    ny, nx = maps.shape[1:]
+    dy, dx, counts = _lags(reach, step)
+    squares = (square.astype(pairs.dtype) for square in (dx * dx, 2 * dx * dy, dy * dy))
+    correlation = jnp.exp(-0.25 * sum(k * square for k, square in zip(pairs.kernel, squares, strict=True)))
+    counts = counts & (correlation > end)
+    # Errors need no more digits than float32 has, which takes half the time.
+    weights, narrow = jnp.where(counts, function(correlation), 0.0).astype(jnp.float32), maps.astype(jnp.float32)
+    padded = jnp.pad(narrow, ((0, 0), (0, reach), (reach, reach)))
+
+    # A row of lags at a time: all of it in one pass over the maps. As many rows as this noise needs; a number not
+    # known beforehand also keeps XLA from a form of loops that takes five times as long.
+    def add(i, neighbours):
+        rows = jax.lax.dynamic_slice_in_dim(padded, i * step, ny, axis=1)
+        shifted = (weights[i, j] * rows[:, :, reach + x : reach + x + nx] for j, x in enumerate(dx[0].tolist()))
+        return neighbours + sum(shifted)
+
+    rows = jnp.max(jnp.where(counts, dy // step, 0)) + 1
+    return jax.lax.fori_loop(0, rows, add, 0.5 * own * narrow).astype(maps.dtype)
+
+
+def _folded(maps, neighbours, pairs: Pairs):
+    """The sum over all pairs, (k, k), of `_neighbours` of maps."""
+    half = _product(maps, neighbours, pairs.dtype)
+    return pairs.step * pairs.step * (half + half.T)
+
+
+def _over_pairs(maps, function, pairs: Pairs, own=1.0, end=END):
+    """sum_ij function(corr(r_i, r_j)) m_i m_j^T, (k, k) of maps (k, ny, nx)."""
+    return _folded(maps, _neighbours(maps, function, pairs, own, end), pairs)
+
+
+def _higher(maps, weights, pairs: Pairs):
+    """`_over_pairs` of what Mehler's formula has with these weights beyond its first power."""
+    reach, step = pairs.reach, pairs.step
+    # c^3 ends, like c, where it is 0.4 %; no sooner than the image (padded here) if this may have ended c.
+    close = reach if 2 * reach >= max(maps.shape[1:]) else step * math.ceil(reach / (math.sqrt(3.0) * step))
+    own, end = 1.0 - float(weights[0]), END ** (1.0 / 3.0)
+    return _over_pairs(maps, lambda c: c * (_of_square(c, weights) - weights[0]), pairs._replace(reach=close), own, end)
+
+
+def _sandwich(maps, bump, left, first, steeper, pairs: Pairs):
+    """Meat (q, q) and bread (q - 1, q - 1) of `covariance`, and a contrast (q,) of scores.
+
+    ``maps`` (q - 1, ny, nx) are the g, ``bump`` (ny, nx) one direction more, last in the meat; ``left`` (ny, nx) is
+    1 - h, ``first`` w_1 and ``steeper`` a. The contrast is what the score of the bump has beyond those of the maps.
+    """
+    heavy = jnp.concatenate([maps, bump[None]]) * (1.0 + jnp.asarray(steeper, maps.dtype) * (1.0 - left))[None]
+    rest = _higher(heavy * jnp.sqrt(left)[None], GAUSSIAN.psi, pairs)
+    meat = first * _over_pairs(heavy, lambda c: c, pairs) + (1.0 - first) / (1.0 - GAUSSIAN.psi[0]) * rest
+    along = _product(heavy, maps, pairs.dtype)
+    bread = inverse(along[:-1])
+    return meat, bread, jnp.append(-along[-1] @ bread, 1.0)
+
+
 class Correlated(NamedTuple):
     """What a fit to correlated noise is like, see `covariance`.
 
@@ -247,65 +335,15 @@ def covariance(free, image: likelihood.Image, n, kernel, reach: int, fit_scale: 
     tile = moments.tile(at, image.data, image.weight, 0)
     used = (image.weight > 0).astype(image.weight.dtype)
     maps = _maps(at, tile)
-    ny, nx = used.shape
-    step = int(_step(reach))
-
-    def flat(maps):
-        return maps.reshape(len(maps), -1)
-
-    def product(left, right):
-        return moments.matmul(flat(left), flat(right).T).astype(free.dtype)
+    pairs = Pairs(kernel, reach, int(_step(reach)), free.dtype)
 
     def whole(map_):
         return jnp.sum(map_.astype(free.dtype))
 
-    def neighbours(maps, function, reach, own=1.0, end=END):
-        """sum_j function(corr(r_i, r_j)) m_j of maps (k, ny, nx), over half of the pairs, and half of a pixel itself.
-
-        ``own`` is the function of a pixel itself; pairs correlated by no more than ``end`` do not count.
-        """
-        dy, dx, counts = _lags(reach, step)
-        squares = (square.astype(free.dtype) for square in (dx * dx, 2 * dx * dy, dy * dy))
-        correlation = jnp.exp(-0.25 * sum(k * square for k, square in zip(kernel, squares, strict=True)))
-        counts = counts & (correlation > end)
-        # Errors need no more digits than float32 has, which takes half the time.
-        weights, narrow = jnp.where(counts, function(correlation), 0.0).astype(jnp.float32), maps.astype(jnp.float32)
-        padded = jnp.pad(narrow, ((0, 0), (0, reach), (reach, reach)))
-
-        # A row of lags at a time: all of it in one pass over the maps. As many rows as this noise needs; a number not
-        # known beforehand also keeps XLA from a form of loops that takes five times as long.
-        def add(i, neighbours):
-            rows = jax.lax.dynamic_slice_in_dim(padded, i * step, ny, axis=1)
-            shifted = (weights[i, j] * rows[:, :, reach + x : reach + x + nx] for j, x in enumerate(dx[0].tolist()))
-            return neighbours + sum(shifted)
-
-        rows = jnp.max(jnp.where(counts, dy // step, 0)) + 1
-        return jax.lax.fori_loop(0, rows, add, 0.5 * own * narrow).astype(maps.dtype)
-
-    def folded(maps, neighbours):
-        half = product(maps, neighbours)
-        return step * step * (half + half.T)
-
-    def pairs(maps, function, reach, own=1.0, end=END):
-        """sum_ij function(corr(r_i, r_j)) m_i m_j^T."""
-        return folded(maps, neighbours(maps, function, reach, own, end))
-
-    def higher(maps, weights):
-        """`pairs` of what Mehler's formula has with these weights beyond its first power."""
-        # c^3 ends, like c, where it is 0.4 %; no sooner than the image (padded here) if this may have ended c.
-        close = reach if 2 * reach >= max(ny, nx) else step * math.ceil(reach / (math.sqrt(3.0) * step))
-        own, end = 1.0 - float(weights[0]), END ** (1.0 / 3.0)
-        return pairs(maps, lambda c: c * (_of_square(c, weights) - weights[0]), close, own, end)
-
-    after = neighbours(maps, lambda c: c, reach)
-    before = neighbours(maps[:, ::-1, ::-1], lambda c: c, reach)[:, ::-1, ::-1]
-    plain, linear = inverse(product(maps, maps)), folded(maps, after)
-
-    # As a sum over one index: a sum over both is three times as slow.
-    def at_each(matrix, maps, others):
-        return jnp.sum(moments.matmul(matrix.astype(maps.dtype), flat(maps)) * flat(others), axis=0).reshape(ny, nx)
-
-    share = at_each(plain @ linear @ plain, maps, maps)
+    after = _neighbours(maps, lambda c: c, pairs)
+    before = _neighbours(maps[:, ::-1, ::-1], lambda c: c, pairs)[:, ::-1, ::-1]
+    plain, linear = inverse(_product(maps, maps, free.dtype)), _folded(maps, after, pairs)
+    share = _at_each(plain @ linear @ plain, maps, maps)
     left = jnp.maximum(1.0 - share, 0.0)
     alone, s = used * left**4, tile.t * tile.t * tile.v
     q1, q2 = (whole(alone * power) for power in (s, s * s))
@@ -316,15 +354,10 @@ def covariance(free, image: likelihood.Image, n, kernel, reach: int, fit_scale: 
     first, steeper = (GAUSSIAN.psi[0], 1.0) if fit_scale else _of_slope(slope)
 
     bump = tile.weight * moments.bump(tile, at)
-    heavy = jnp.concatenate([maps, bump[None]]) * (1.0 + jnp.asarray(steeper, maps.dtype) * (1.0 - left))[None]
-    rest = higher(heavy * jnp.sqrt(left)[None], GAUSSIAN.psi)
-    meat = first * pairs(heavy, lambda c: c, reach) + (1.0 - first) / (1.0 - GAUSSIAN.psi[0]) * rest
-    along = product(heavy, maps)
-    bread = inverse(along[:-1])
-    contrast = jnp.append(-along[-1] @ bread, 1.0)
+    meat, bread, contrast = _sandwich(maps, bump, left, first, steeper, pairs)
     new = (q1 - q2) / noise * (contrast @ meat @ contrast)
 
-    taken = jnp.clip(2.0 * step * step * at_each(plain, maps, after + before) - share, 0.0, 1.0)
+    taken = jnp.clip(2.0 * pairs.step**2 * _at_each(plain, maps, after + before) - share, 0.0, 1.0)
     losses = [jnp.log1p((1.0 - k / 5.0) * tile.t * tile.t) for k in range(6)]
     means = [whole(alone * loss) / count for loss in losses]
     variances = [whole(alone * loss * loss) / count - mean * mean for loss, mean in zip(losses, means, strict=True)]
@@ -334,15 +367,16 @@ def covariance(free, image: likelihood.Image, n, kernel, reach: int, fit_scale: 
 
     more = n / (n - jnp.sum(plain * linear) - float(fit_scale))
     others, others_mixed = (
-        jnp.sum(plain * (weights[0] * linear + higher(maps, weights))) for weights in (GAUSSIAN.psi, GAUSSIAN.mixed)
+        jnp.sum(plain * (weights[0] * linear + _higher(maps, weights, pairs)))
+        for weights in (GAUSSIAN.psi, GAUSSIAN.mixed)
     )
     return Correlated(
         block=ratio * bread @ meat[:-1, :-1] @ bread,
-        more=more * pairs(used[None], of_chi, reach)[0, 0] / n,
+        more=more * _over_pairs(used[None], of_chi, pairs)[0, 0] / n,
         others=others,
         mixed=others_mixed,
         uneven=0.5 * whole(used * share * share) / n,
-        misfit=excess / jnp.sqrt(variances[0] * pairs((over * spread)[None], of_loss, reach)[0, 0]),
+        misfit=excess / jnp.sqrt(variances[0] * _over_pairs((over * spread)[None], of_loss, pairs)[0, 0]),
         misfit_profile=whole(tile.t * tile.v * bump) / jnp.sqrt(new),
     )
 

@@ -19,9 +19,10 @@ from scipy.spatial import KDTree
 from pipeline.carry import Value, plain
 from pipeline.columns import NEAR
 from pipeline.detection import find_sources
-from pipeline.hdus import few, spelt
+from pipeline.hdus import few
 from pipeline.headers import read_header
 from pipeline.images import LEAST, Block, Rejected, as_runs, scan_file
+from pipeline.places import spelt
 from pipeline.sky import pixel_position, read_celestial
 
 #: Names of the columns, in small letters: right ascension and declination as catalogues call them (also VizieR and

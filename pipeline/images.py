@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline import hdus, maps, planes
+from pipeline import hdus, keywords, maps, places, planes
 from pipeline.columns import NEAR
 from pipeline.hdus import Hdu, Layout
 from pipeline.versions import as_found, version
@@ -116,7 +116,7 @@ def scan_file(
             rejected.append(whole(file, f"{label}: {found.problem}", found.number))
         else:
             try:
-                pixels = hdus.pixels(found, column)
+                pixels = places.pixels(found, column)
             except ValueError as error:
                 others.append(whole(file, f"{label} {error}", found.number))
                 continue
@@ -251,7 +251,7 @@ def read_planes(
         try:
             layout = hdus.layout(block.file)
             hdu = layout.hdus[block.hdu]
-            pixels = hdus.pixels(hdu, column)
+            pixels = places.pixels(hdu, column)
             which: planes.Which = range(start, stop)
             if block.stamps is not None:
                 which = planes.Cuts(block.stamps[start - block.start : stop - block.start], image_shape(block, cutouts))
@@ -297,9 +297,9 @@ def _saturation(setting: float | str, layout: Layout, hdu: Hdu, dtype: np.dtype)
     if isinstance(setting, str):
         key = setting.strip().upper()
         cards = next((cards for cards in (hdu.cards, layout.hdus[0].cards) if key in cards), {})
-        level = hdus.number(cards, key, np.nan)
+        level = keywords.number(cards, key, np.nan)
         if np.isnan(level):
-            got = f"{key} = {hdus.text(cards, key)}" if cards else f"its header has no {key}"
+            got = f"{key} = {keywords.text(cards, key)}" if cards else f"its header has no {key}"
             msg = f"{got}, wanted the value of saturated pixels (images.saturation)"
             raise ValueError(msg)
     with np.errstate(over="ignore"):

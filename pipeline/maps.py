@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline import hdus, planes
-from pipeline.hdus import Hdu, Pixels
+from pipeline import hdus, keywords, places, planes
+from pipeline.hdus import Hdu
+from pipeline.places import Pixels
 
 #: Keys of the config section ``images`` that name what lies beside an image.
 MAPS = ("mask", "uncertainty", "background")
@@ -88,8 +89,8 @@ def _map_hdu(there: tuple[Hdu, ...], of: Hdu, wanted: Map) -> tuple[Hdu, Pixels]
         if not candidates:
             raise ValueError(hdus.absent(there, wanted.hdu))
     if len(candidates) > 1 and wanted.hdu not in (None, "auto"):
-        version = hdus.number(of.cards, "EXTVER", 1)
-        same = [hdu for hdu in candidates if hdus.number(hdu.cards, "EXTVER", 1) == version]
+        version = keywords.number(of.cards, "EXTVER", 1)
+        same = [hdu for hdu in candidates if keywords.number(hdu.cards, "EXTVER", 1) == version]
         if len(same) != 1:
             found = f"{len(candidates)} HDUs are called {wanted.hdu}"
             msg = f"{found}, {len(same)} of them with EXTVER = {version} as the image's, wanted one"
@@ -98,7 +99,7 @@ def _map_hdu(there: tuple[Hdu, ...], of: Hdu, wanted: Map) -> tuple[Hdu, Pixels]
     reasons = []
     for hdu in candidates:
         try:
-            return hdu, hdus.pixels(hdu, wanted.column)
+            return hdu, places.pixels(hdu, wanted.column)
         except ValueError as error:
             reasons.append(f"HDU {hdu.number} {error}")
     raise ValueError(reasons[0])
@@ -127,4 +128,4 @@ def as_sigma(values: np.ndarray, kind: str) -> np.ndarray:
 def is_of_rows(hdu: Hdu, mask: Map) -> bool:
     """Is a mask a column of the table that holds the images, with one whole number for each row?"""
     here = mask.files is None and mask.hdu in (None, hdu.number, hdus.name(hdu))
-    return here and mask.column is not None and hdus.has_integer(hdu, mask.column)
+    return here and mask.column is not None and places.has_integer(hdu, mask.column)

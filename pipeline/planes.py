@@ -1,6 +1,6 @@
 """Planes of an HDU, or stamps cut out of them, as arrays: as stored, and as physical values.
 
-Plain pixels and table columns are a read and a byte swap at the place that `hdus` found.
+Plain pixels and table columns are a read and a byte swap at the place that `places` tells.
 """
 
 import errno
@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline import hdus
-from pipeline.hdus import Hdu, Layout, Pixels
+from pipeline import hdus, places
+from pipeline.hdus import Hdu, Layout
+from pipeline.places import Pixels
 from pipeline.tiles import read_tiles
 
 
@@ -95,7 +96,7 @@ def _tiled_plane(path: str, changed_ns: int, number: int, plane: int) -> np.ndar
     """A tile-compressed plane, remembered with those of its mask and map: many batches of stamps come from it."""
     layout = hdus.layout(path)
     hdu = layout.hdus[number]
-    return read_tiles(layout, hdu, hdus.pixels(hdu, None), plane, plane + 1)[0]
+    return read_tiles(layout, hdu, places.pixels(hdu, None), plane, plane + 1)[0]
 
 
 def physical(stored: np.ndarray, pixels: Pixels) -> tuple[np.ndarray, np.ndarray]:

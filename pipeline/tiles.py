@@ -15,8 +15,9 @@ import fitsio
 import numpy as np
 from astropy.io import fits
 
-from pipeline import hdus
-from pipeline.hdus import Hdu, Layout, Pixels
+from pipeline import hdus, keywords
+from pipeline.hdus import Hdu, Layout
+from pipeline.places import Pixels
 
 
 def _check(stream: IO[bytes], hdu: Hdu, start: int, stop: int) -> None:
@@ -40,30 +41,30 @@ def _check(stream: IO[bytes], hdu: Hdu, start: int, stop: int) -> None:
     layers = np.ravel_multi_index(deep, shape[:1:-1])
     layer = shape[0] * shape[1]
     first, last = int(layers.min()) * layer, int(layers.max() + 1) * layer
-    row_bytes = hdus.whole_number(cards, "NAXIS1")
+    row_bytes = keywords.whole_number(cards, "NAXIS1")
     stream.seek(hdu.data + first * row_bytes)
     rows = np.frombuffer(stream.read((last - first) * row_bytes), np.uint8).reshape(-1, row_bytes)
-    heap = hdus.whole_number(cards, "THEAP", row_bytes * hdus.whole_number(cards, "NAXIS2"))
+    heap = keywords.whole_number(cards, "THEAP", row_bytes * keywords.whole_number(cards, "NAXIS2"))
     room = hdu.end - hdu.data - heap
     places = np.unravel_index(np.arange(first, last), shape[::-1])
     ends = zip(places, sides[::-1], lengths[::-1], strict=True)
     pixels = np.prod([np.minimum(side, n - place * side) for place, side, n in ends], axis=0)
     offset = 0
-    for i in hdus.fields(cards):
-        _repeat, letter, width = hdus.form(cards, i)
+    for i in keywords.fields(cards):
+        _repeat, letter, width = keywords.form(cards, i)
         cells = rows[:, offset : offset + width]
         offset += width
         if letter not in "PQ":
             continue
         size, at = cells.copy().view(">i4" if letter == "P" else ">i8").astype(np.int64).reshape(-1, 2).T
-        size *= hdus.WIDTH.get(hdus.text(cards, f"TFORM{i}").lstrip("01")[1:2], 1)
+        size *= keywords.WIDTH.get(keywords.text(cards, f"TFORM{i}").lstrip("01")[1:2], 1)
         if (size < 0).any() or (at < 0).any() or (size > room - at).any():
             msg = "some of its compressed tiles lie outside the file"
             raise ValueError(msg)
         codec = (
             "GZIP"
-            if hdus.text(cards, f"TTYPE{i}") == "GZIP_COMPRESSED_DATA"
-            else hdus.text(cards, "ZCMPTYPE").split("_")[0]
+            if keywords.text(cards, f"TTYPE{i}") == "GZIP_COMPRESSED_DATA"
+            else keywords.text(cards, "ZCMPTYPE").split("_")[0]
         )
         for tile in np.flatnonzero(size) if codec in _WHOLE else ():
             stream.seek(hdu.data + heap + int(at[tile]))
@@ -148,7 +149,7 @@ def _by_astropy(layout: Layout, hdu: Hdu, sections: list) -> list[np.ndarray]:
     with open(layout.path, "rb") as stream:
         stream.seek(hdu.header)
         alone = stream.read(hdu.end - hdu.header)
-    padded = fits.PrimaryHDU().header.tostring().encode() + alone + bytes(-len(alone) % hdus.BLOCK)
+    padded = fits.PrimaryHDU().header.tostring().encode() + alone + bytes(-len(alone) % keywords.BLOCK)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
