@@ -502,8 +502,9 @@ def test_scripts_only_unpack(script: Path):
 @pytest.mark.parametrize(
     "module",
     [
-        *("columns", "config", "hdus", "headers", "versions", "images", "listing"),
-        *("detection", "shards", "origin", "resources", "catalogue"),
+        *("columns", "config", "files", "origin", "carry", "keywords", "hdus", "places", "headers", "versions"),
+        *("tiles", "planes", "maps", "images", "cells", "listing", "detection", "shards", "resources", "catalogue"),
+        *("numerals", "tallies"),
     ],
 )
 def test_files_and_tables_know_no_jax(module: str):
