@@ -153,6 +153,7 @@ def pulls(cell: Cell, result, params) -> dict[str, np.ndarray]:
         ratios.append([errors[kind][name] / default for kind in columns.COVARIANCES])
     bad = columns.BIT["NOT_CONVERGED"] | columns.BIT["HESSIAN_NOT_POSITIVE"]
     ratios = np.array(ratios).transpose(2, 1, 0)
+    ratios[:, 1:, SHOWN.index("theta")] = np.nan  # a pull of theta times an error is no angle
     return {
         "offset": np.array(offset).T,
         "bias": np.array(biases).T,
@@ -175,7 +176,9 @@ def summary(cell: Cell, snr: tuple[float, float], count: int, seed: int) -> dict
             return np.nanmean(np.where(good, hits, np.nan), axis=0)
 
         def over_error(offsets):
-            length = np.where(near, found["length"], np.nan)
+            # Errors of a few fits have no bound, and these would be the mean.
+            most = 5 * np.nanmedian(np.where(near, found["length"], np.nan), axis=0)
+            length = np.where(near & (found["length"] <= most), found["length"], np.nan)
             return np.nanmean(length * offsets, axis=0) / np.nanmean(length, axis=0)
 
         return {

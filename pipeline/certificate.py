@@ -24,7 +24,7 @@ import numpy as np
 
 from pipeline.columns import CERTIFICATE, DERIVED, HARMLESS, PARAMETERS, SNR_BINS, UNSOLVED, empty_rows, parameter_names
 from pipeline.images import Stack
-from pipeline.model import derived, direction_pull, gaussian, of_rows
+from pipeline.model import derived, direction_pull, direction_stretched, gaussian, of_rows
 
 #: Images whose residuals make one field.
 DONORS = 4
@@ -139,7 +139,8 @@ def inject(
     with np.errstate(invalid="ignore", divide="ignore"):
         bound = np.sqrt(_variances(covariances["fisher"], _derived_slopes(sources)))
         pull = offset / error
-        pull[:, -1] = direction_pull(offset[:, -1], error[:, -1])
+        # `certify` stretches pulls by what the residuals have lost: an interval of all directions remains one.
+        pull[:, -1] = direction_pull(offset[:, -1], error[:, -1], kept[:, -1]) * np.sqrt(kept[:, -1])
         return Trials(pull, offset / bound, kept, rows["snr"], found["flags"] & UNSOLVED == 0)
 
 
@@ -347,4 +348,5 @@ def calibrate(rows: np.ndarray, certificate: Mapping[str, np.ndarray]) -> None:
     factors = corrections(certificate)
     for name in (*PARAMETERS, *DERIVED):
         factor = np.append(factors.get(name, np.ones(len(SNR_BINS) - 1)), 1.0)[bins]  # -1, no bin, is the last
-        rows[f"{name}_err_cal"] = factor * rows[f"{name}_err"]
+        stretched = direction_stretched if name == "theta" else np.multiply
+        rows[f"{name}_err_cal"] = stretched(rows[f"{name}_err"], factor)

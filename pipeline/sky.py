@@ -40,7 +40,9 @@ LIMIT_MAJOR, LIMIT_MINOR = 1.645, RESOLVED_ERRORS / 2
 
 ARCSEC = 3600 * np.degrees(1.0)
 ANGLES = [(*SKY, *BEAM).index(name) for name in ("pa_sky", "deconvolved_pa")]
-WIDTHS = [SKY.index(name) for name in ("fwhm_major_sky", "fwhm_minor_sky")]
+WIDTHS = [
+    (*SKY, *BEAM).index(name) for name in ("fwhm_major_sky", "fwhm_minor_sky", "deconvolved_major", "deconvolved_minor")
+]
 
 _CELESTIAL = re.compile(r"(RA|DEC|.LON|.LAT|..LN|..LT)(-|$)", re.IGNORECASE)
 _MATRIX = re.compile(r"(CD|PC)0*([12])_?0*([12])")
@@ -142,8 +144,9 @@ def sky_columns(
 ) -> dict[str, np.ndarray]:
     """Columns of the groups sky and beam, each with its ``_err``, for the sources of many images at once.
 
-    Errors come by the delta method from the full covariance of ``x0 .. diff``, of angles by
-    `uncertainty.direction_error` from these; the beam and the WCS are exact. An axis that the beam does not leave
+    Errors come by the delta method from the full covariance of ``x0 .. diff``, those of widths at the source without
+    the bias of its ellipticity (`uncertainty.rounder`), of angles by `uncertainty.direction_error` from them; the beam
+    and the WCS are exact. An axis that the beam does not leave
     resolved (squared width not above the beam's) is NaN, and so is its error; with the major axis unresolved the
     deconvolved angle is NaN too. The angle of a source that is round to rounding is NaN.
 
@@ -436,6 +439,15 @@ def _inverse(matrix: jax.Array) -> jax.Array:
     return jnp.array([[d, -b], [-c, a]]) / (a * d - b * c)
 
 
+def _on_sky(params: jax.Array, jacobian: jax.Array) -> jax.Array:
+    """The parameters (6,) of a source [pixel] as those on the sky: offset (east, north) and width [arcsec]."""
+    inward, (rho, diff) = _inverse(jacobian), params[4:]
+    form = inward.T @ jnp.array([[1 + diff, rho / 2], [rho / 2, 1 - diff]]) @ inward
+    trace = jnp.trace(form)
+    shape = jnp.stack([params[3] * jnp.sqrt(2 / trace), 4 * form[0, 1] / trace, (form[0, 0] - form[1, 1]) / trace])
+    return jnp.concatenate([jacobian @ params[:2], params[2:3], shape])
+
+
 def _sky_row(params: jax.Array, jacobian: jax.Array, beam: jax.Array) -> jax.Array:
     """One source: offset (east, north) [arcsec], then the ellipse on the sky, then the same without the beam.
 
@@ -459,10 +471,15 @@ def _sky_rows(beam, params, cov, native, sky):
     turn = jacobian @ _inverse(_jacobian(native))  # the beam lies in the system of the image: its north, not ICRS north
     beam = turn @ beam @ turn.T
     values = _sky_row(params, jacobian, beam)
-    slopes = jax.jacfwd(_sky_row)(params, jacobian, beam)
-    # Errors of widths as in `uncertainty.derived`. What is made of squares is nearer to normal, and needs none of it.
+    # The ellipticity whose bias lengthens the errors of widths is that on the sky, whatever the shape of the pixels.
+    source, along = _on_sky(params, jacobian), jax.jacfwd(_on_sky)(params, jacobian)
+    cov = along @ cov @ along.T
+    found, unbiased = (jax.jacfwd(_sky_row)(one, jnp.eye(2), beam) for one in (source, rounder(source, cov)[0]))
+    # Errors of widths as in `uncertainty.derived`, but where the rounder source is all beam. Squares are nearer to
+    # normal, and need none of it.
     widths = jnp.array(WIDTHS)
-    slopes = slopes.at[widths].set(jax.jacfwd(_sky_row)(rounder(params, cov)[0], jacobian, beam)[widths])
+    theirs = jnp.where(jnp.isfinite(unbiased[widths]), unbiased[widths], found[widths])
+    slopes = found.at[widths].set(theirs)
     errors = jnp.sqrt(jnp.einsum("ki,ij,kj->k", slopes, cov, slopes))
     angles = jnp.array(ANGLES)
     errors = errors.at[angles].set(jnp.degrees(direction_error(jnp.radians(errors[angles]))))

@@ -106,3 +106,13 @@ def test_the_price_of_robustness_is_as_documented():
         errors = np.sqrt(result.covariances[columns.COVARIANCES.index(kind)][:, 0, 0])
         pull = (result.params[:, 0] - params[:, 0]) / errors
         assert abs(np.std(pull) / factor - 1) < 0.12, (kind, np.std(pull))
+
+
+@pytest.mark.parametrize("label", ["cauchy", "gaussian"])
+def test_biases_of_faint_sources(label):
+    """S/N 5 to 10, after subtraction: what is left has been measured for the widths of the axes, and is little else."""
+    cell = next(cell for cell in calibrate.CELLS if cell.label == label)
+    found = calibrate.summary(cell, (5, 10), 10_000, 26)
+    left = dict(zip(calibrate.SHOWN, found["left"], strict=True))
+    for name in ("x0", "y0", "sigma", "rho", "diff", "background", "scale", "flux"):
+        assert abs(left[name]) < 0.04 + 0.02, (name, left)

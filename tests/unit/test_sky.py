@@ -6,9 +6,8 @@ import pytest
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
 
-from pipeline import sky
+from pipeline import model, sky, uncertainty
 from pipeline.columns import BEAM, LIMITS, SKY
-from pipeline.uncertainty import direction_error, rounder
 from tests.skies import (
     RESOLVED,
     SCALE,
@@ -232,11 +231,42 @@ def test_shape_errors_are_the_scatter_of_shapes():
         assert columns[f"{name}_err"] == pytest.approx(np.std(draws[name]), rel=0.05), name
 
 
+WIDTHS = ("fwhm_major_sky", "fwhm_minor_sky", "deconvolved_major", "deconvolved_minor")
+
+
+@pytest.mark.parametrize("stretch", [1.0, 3.0])
+def test_errors_of_widths_do_not_depend_on_the_shape_of_pixels(stretch):
+    """The same source and errors on the sky, in square pixels and in others; they are not those of the delta method."""
+    square = np.diag([1.0, stretch])
+
+    def in_pixels(source):
+        """Parameters on the sky, in square pixels, as those in pixels ``stretch`` times as high."""
+        form = np.array([[1 + source[5], source[4] / 2], [source[4] / 2, 1 - source[5]]]) / source[3] ** 2
+        form = square @ form @ square
+        trace = np.trace(form)
+        shape = np.sqrt(2 / trace), 4 * form[0, 1] / trace, (form[0, 0] - form[1, 1]) / trace
+        return np.array([source[0], source[1] / stretch, source[2], *shape])
+
+    source = np.array([10.0, 10.0, 1.0, 2.0, 0.12, 0.08])
+    steps = 1e-6 * np.eye(6)
+    slopes = np.stack([(in_pixels(source + step) - in_pixels(source - step)) / 2e-6 for step in steps], axis=1)
+    cov = np.diag([0.01, 0.01, 1e-4, 0.01, 0.04, 0.01])
+    wcs = sky.celestial(header(CDELT2=SCALE / 3600 * stretch))
+    found = one(wcs, in_pixels(source), slopes @ cov @ slopes.T, (1.0, 0.7, 10.0))
+    wanted = one(sky.celestial(header()), source, cov, (1.0, 0.7, 10.0))
+    plain = float(model.FWHM_PER_SIGMA * SCALE * uncertainty.propagate(model.derived, source, cov)[1][1])
+    assert found["fwhm_major_sky_err"] != pytest.approx(plain, rel=0.01)
+    for name in (*WIDTHS, "deconvolved_major_limit", "deconvolved_minor_limit"):
+        end = "" if name.endswith("limit") else "_err"
+        assert found[f"{name}{end}"] == pytest.approx(wanted[f"{name}{end}"], rel=1e-6), name
+
+
 def test_errors_agree_with_finite_differences(sources):
     """Of widths with those at the source without the bias of its ellipticity, of all else with those at the source."""
     params, cov = sources
-    unbiased = np.asarray(jax.vmap(rounder)(params, cov)[0])
     wcs, beam = sky.celestial(header(CRVAL1=359.999, CRVAL2=60.0, **turned(40.0))), (1.0, 0.7, 10.0)
+    # Pixels are square here, so that what is rounder on the sky is rounder in the image.
+    unbiased = np.asarray(jax.vmap(uncertainty.rounder)(params, cov)[0])
     columns = columns_of(wcs, beam, params, cov)
 
     def differences(place):
@@ -253,11 +283,11 @@ def test_errors_agree_with_finite_differences(sources):
 
     found, without = differences(params), differences(unbiased)
     for name in (*SKY, *BEAM):
-        slopes = without if name.startswith("fwhm") else found
+        slopes = without if name in WIDTHS else found
         gradient = np.stack([difference[name] for difference in slopes], axis=1)
         errors = np.sqrt(np.einsum("ni,nij,nj->n", gradient, cov, gradient))
         if name in ("pa_sky", "deconvolved_pa"):
-            errors = np.degrees(direction_error(np.radians(errors)))
+            errors = np.degrees(uncertainty.direction_error(np.radians(errors)))
         np.testing.assert_allclose(columns[f"{name}_err"], errors, rtol=2e-4, err_msg=name)
 
 

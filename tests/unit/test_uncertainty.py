@@ -56,20 +56,21 @@ def test_fisher_is_the_closed_form(solved):
     assert_allclose(four.fisher @ information, np.eye(8), atol=1e-9)
 
 
-def test_bias_is_boxs_with_the_pooled_covariance_larger_as_variance_is(solved):
+def test_bias_is_boxs_with_the_pooled_covariance_larger_as_leverage_makes_variance(solved):
     four, public, image = solved
     slope = jax.jacfwd(likelihood.predict)(public, image)[..., :7].reshape(-1, 7)
     bend = jax.jacfwd(jax.jacfwd(likelihood.predict))(public, image)[..., :7, :7].reshape(-1, 7, 7)
     spread = np.einsum("nij,ij->n", bend, four.pooled[:7, :7])
     box = -0.5 * np.linalg.solve(slope.T @ slope, slope.T @ spread)
     t = (image.data - likelihood.predict(public, image)) / public[-1]
-    psi, psi_prime = t / (1 + t**2), (1 - t**2) / (1 + t**2) ** 2
-    ratio = public[-1] ** 2 * np.sum(psi**2) / (576 - 8) / np.mean(psi_prime) ** 2
-    variance = np.diag(four.pooled)[:7]
-    larger = variance / (ratio * np.diag(np.linalg.inv(slope.T @ slope)))
+    s = np.ravel(t**2 / (1 + t**2))
+    inverse = np.linalg.inv(slope.T @ slope)
+    k = uncertainty.inflation([np.mean(s**power) for power in (1, 2, 3, 4)])
+    lever = k * np.einsum("ni,ij,nj->n", slope, inverse, slope)
+    larger = 1 + np.einsum("in,n,in->i", inverse @ slope.T, lever, inverse @ slope.T) / np.diag(inverse)
     assert np.all(larger > 1)
     # Of sigma it is that of its logarithm.
-    curved = np.where(np.arange(7) == 3, 0.5 * variance / public[3], 0.0)
+    curved = np.where(np.arange(7) == 3, 0.5 * np.diag(four.pooled)[:7] / public[3], 0.0)
     assert_allclose(four.bias[:7], larger * (box - curved) + curved, rtol=1e-6)
 
 
@@ -207,14 +208,20 @@ def test_the_error_of_a_direction_holds_for_round_sources_too(ellipticity):
     assert (np.mean(np.abs(0.5 * np.arctan2(y, x)) < linear) < 0.6) == (ellipticity <= 1)
 
 
-@pytest.mark.parametrize("ellipticity", [0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 8.0])
-def test_intervals_of_a_direction_hold_at_two_errors(ellipticity):
-    """Whatever the true ellipticity, here in units of its error; twice the error does not. Monte Carlo error 0.1."""
+@pytest.mark.parametrize(
+    ("ellipticity", "held"), [(0.0, 91.0), (0.5, 93.9), (1.0, 95.0), (2.0, 95.5), (3.0, 95.4), (4.0, 95.4), (8.0, 95.4)]
+)
+def test_intervals_of_a_direction_at_two_errors(ellipticity, held):
+    """By the true ellipticity in units of its error, as measured [%]; twice the error holds fewer. MC error 0.1."""
     x, y = np.random.default_rng(5).standard_normal((2, 40_000)) + np.array([[ellipticity], [0.0]])
     offset, errors = 0.5 * np.arctan2(y, x), np.asarray(uncertainty.direction_error(0.5 / np.hypot(x, y)))
     pull = model.direction_pull(offset, errors)
     assert_array_equal(np.abs(pull) <= 1, np.abs(offset) <= errors)
-    assert (0.935 if ellipticity else 0.9) < np.mean(np.abs(pull) <= 2) < 0.96
+    assert 100 * np.mean(np.abs(pull) <= 2) == pytest.approx(held, abs=0.5)
+    # As the README says it.
+    limit = 2 * np.sin(2 * errors)
+    said = (errors >= np.pi / 4) | (limit >= 1) | ((np.abs(offset) < np.pi / 4) & (np.abs(np.sin(2 * offset)) < limit))
+    assert_array_equal(np.abs(pull) < 2, said)
     assert (np.mean(np.abs(offset) <= 2 * errors) < 0.935) == (ellipticity <= 2)
 
 
@@ -222,6 +229,20 @@ def test_pulls_of_a_direction_far_off():
     offset, errors = np.array([1.0, -1.0, 1.5, 1e-6, 0.1]), np.array([0.1, 0.4, np.pi / 2, 1e-6, np.nan])
     expected = [1 / np.sin(0.2), -1 / np.sin(0.8), 1 / 1.25, 1.0, np.nan]
     assert_allclose(model.direction_pull(offset, errors), expected)
+    # With a quarter of the variance pulls are twice as long, but where all directions are within one error.
+    stretched = [2 / np.sin(0.2), -2 / np.sin(0.8), 1 / 1.25, 2.0, np.nan]
+    assert_allclose(model.direction_pull(offset, errors, np.full(5, 0.25)), stretched)
+
+
+def test_errors_of_a_direction_that_are_longer():
+    """So that pulls are as much shorter; all directions stay so, and become so where 0.8 is passed."""
+    errors, factor = np.array([0.1, 0.4, np.pi / 2, np.nan, 0.1]), np.array([1.2, 1.3, 0.9, 1.2, 1.0])
+    longer = model.direction_stretched(errors, factor)
+    assert_allclose(longer[[1, 2]], np.pi / 2)
+    assert np.isnan(longer[3])
+    assert longer[4] == 0.1
+    pulls = (model.direction_pull(np.array([0.05]), error) for error in (errors[:1], longer[:1]))
+    assert_allclose(next(pulls), 1.2 * next(pulls))
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.4, 1.3, 2.9])
