@@ -413,7 +413,8 @@ def _common_unit(texts: set[str]) -> tuple[units.UnitBase, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", units.UnitsWarning)
         try:
-            unit = units.Unit(named[0])
+            # As AIPS and Miriad write it, and the FITS standard does not.
+            unit = units.Unit("Jy/beam" if named[0].strip().upper() == "JY/BEAM" else named[0])
         except ValueError:
             unit = None
     # Logarithmic units such as mag(AB) cannot be multiplied by an area.

@@ -33,6 +33,8 @@ LEAST_KEPT = 0.3
 #: Sources below which no error is corrected, and Monte Carlo errors beyond which one is: of some 45 parameters and bins
 #: one would be off by 3 in every eighth run for no reason, by 4 in one of 300.
 LEAST_SOURCES, CORRECTED_BEYOND = 50, 4.0
+#: Pulls below which their spread has no Monte Carlo error to speak of.
+FEWEST = 10
 #: Pulls beyond this are no errors of a fit but other sources; they count for coverage, not for means.
 FAR = 5.0
 #: Shares of a Gaussian within one and two standard deviations.
@@ -315,7 +317,7 @@ def _statistics(pull: np.ndarray, bound: np.ndarray, kept: np.ndarray) -> dict[s
     for label, nominal, errors in zip(("68", "95"), NOMINAL, (1.0, 2.0), strict=True):
         line[f"coverage_{label}"] = float(np.mean(size <= errors))
         line[f"coverage_{label}_err"] = math.sqrt(nominal * (1.0 - nominal) / n)
-    if np.count_nonzero(near) > 1:
+    if np.count_nonzero(near) >= FEWEST:
         centred = pull[near] - pull[near].mean()
         spread = float(centred.std())
         line |= {"bias": float(pull[near].mean()), "bias_err": spread / math.sqrt(len(centred)), "spread": spread}

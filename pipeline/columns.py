@@ -54,7 +54,7 @@ FLAGS = (
         2,
         "the centre is outside the image, or the stamp cut out of it, or within sigma_major of their edges",
     ),
-    Flag("ROUND", 3, f"ellipticity is below {ROUND_ERRORS:g} of its standard errors: theta is undefined"),
+    Flag("ROUND", 3, f"ellipticity is below {ROUND_ERRORS:g} of its standard errors: theta is hardly known"),
     Flag("TOO_FEW_PIXELS", 4, "fewer used pixels than twice the number of fitted parameters: not fitted"),
     Flag("NON_FINITE", 5, "a fitted parameter or its error is not finite"),
     Flag(

@@ -386,12 +386,14 @@ def catalogue(
         origin={"digest": catalogue_digest(digests, config)},
         image_units={"scale": ""} if config["images"]["uncertainty"] is not None else {},
     )
-    flags, rejected = read_rows(path, ["flags"])["flags"], read_rows(path, ["reason"], table="rejected")["reason"]
-    told = (len(flags), np.count_nonzero(flags & ~HARMLESS), len(rejected))
+    flags, rejected = read_rows(path, ["flags"])["flags"], read_rows(path, ["file", "reason"], table="rejected")
+    told = (len(flags), np.count_nonzero(flags & ~HARMLESS), len(rejected["file"]))
     counted = "%s: %d images fitted, %d of them flagged (ROUND, UNRESOLVED not counted), %d rejected"
     runtime.LOG.info(counted, path, *told)
     if not len(flags):
-        runtime.LOG.warning("%s: nothing could be fitted; the first reason: %s", path, rejected[0])
+        runtime.LOG.warning(
+            "%s: nothing could be fitted; the first reason: %s: %s", path, *(v[0] for v in rejected.values())
+        )
 
 
 def report(

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline import diagrams, numerals, pictures, tallies
 from pipeline.catalogue import Summary, read_rows, read_summary
-from pipeline.certificate import FAR, NOMINAL, corrections
+from pipeline.certificate import CORRECTED_BEYOND, FAR, NOMINAL, corrections
 from pipeline.columns import FLAGS
 from pipeline.files import replacing
 
@@ -87,6 +87,7 @@ def write_report(
         certified=_certified(certificate),
         coverages=diagrams.of_coverage(certificate),
         far=FAR,
+        corrected_beyond=CORRECTED_BEYOND,
         certificate_seconds=certificate_seconds,
         timing=_timing(benchmarks),
         width=diagrams.WIDTH,

@@ -212,7 +212,7 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
     else:
         kernel = jnp.where(jnp.isnan(kernel), correlation.estimate(free, image, n), kernel)
         found = correlation.covariance(free, image, n, kernel, reach, fit_scale)
-        block, shape_sums, larger = found.block, jnp.full(3, jnp.nan, free.dtype), 1.0
+        block, shape_sums, larger = found.block, jnp.full(3, jnp.nan, free.dtype), jnp.ones((), free.dtype)
         variance = found.more * variance / n
         of_scale = scale_bias(here.powers, n, found.others, found.mixed, found.more) - found.uneven
         kernel_fwhm, misfits = correlation.kernel_fwhm(kernel), (found.misfit, found.misfit_profile)
@@ -385,9 +385,10 @@ def derived(source, covariance):
     """What `model.derived` says of a source (6,) with this covariance (6, 6), and how well it is known.
 
     Returns values and standard errors in the order of `pipeline.columns.DERIVED`, two lists of scalars, and the error
-    of `model.ellipticity`. The longer an axis, the longer its error: errors of widths, and of the flux, which is made of
-    them, are those of the source as it is without bias, see `rounder`. Else, at S/N 10 to 30, they hold 69.6 % of true major axes and 67.8 % of minor ones,
-    and two of them 96.0 and 94.2 %; so these are 68.0 and 68.6, and 95.4 and 94.6 %.
+    of `model.ellipticity`. The longer an axis, the longer its error: errors of widths, and of the flux that is made of
+    them, are those of the source as it is without bias, see `rounder`. Else those of Cauchy noise at S/N 10 to 30 hold
+    69.6 % of true major axes and 67.8 % of minor ones, and two of them 96.0 and 94.2 %; at S/N 5 to 10 69 and 61 %.
+    What these hold, docs/calibration.md says: about the same of both axes.
     """
     place, share = rounder(source, covariance)
     _, (*errors, e_err) = propagate(

@@ -140,6 +140,11 @@ def test_without_a_common_unit_columns_have_none_and_the_file_says_why(tmp_path,
     assert note in catalogue.read_summary(tmp_path / "c.h5").unit_note
 
 
+def test_the_unit_that_radio_software_writes_is_read(tmp_path):
+    catalogue.merge([part(tmp_path / "0.h5", 2, 0, unit="JY/BEAM")], tmp_path / "c.h5", provenance={})
+    assert QTable.read(tmp_path / "c.h5", path="catalogue")["amp"].unit == units.Jy / units.beam
+
+
 def test_a_part_without_rows_has_no_say_in_the_unit(tmp_path):
     parts = [part(tmp_path / "0.h5", 0, unit=""), part(tmp_path / "1.h5", 2, unit="adu")]
     catalogue.merge(parts, tmp_path / "c.h5", provenance={}, image_units={"scale": ""})

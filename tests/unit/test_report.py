@@ -163,7 +163,7 @@ def test_what_files_say_is_text(run):
 
 def test_headline_numbers_add_up(run):
     words = Page(run[-1]).words()
-    assert "64 images found 60 fitted 93.8 % 58 without a flag 90.6 % 2 flagged 3.1 % 4 rejected 6.2 %" in words
+    assert "64 images found 60 fitted 93.8 % 58 good 90.6 % 2 flagged 3.1 % 4 rejected 6.2 %" in words
     # The reasons of the three files differ by their names only.
     assert "<img src=x> truncated 3 in/0.fits no image in any HDU 1" in words
     assert "MISFIT 6 1 1.67 %" in words
