@@ -219,15 +219,16 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
     # From log sigma to sigma: the mean of exp(a) is exp(mean a + var a / 2).
     curved = jnp.zeros(q, free.dtype).at[3].set(0.5 * block[3, 3]).at[-1].set(0.5 * variance)
     expected = jnp.append(larger * _bias(at, image, inverse_products, block), of_scale) + curved
-    size = jnp.sqrt(jnp.append(jnp.diag(block), variance))
+    # Not more, also where errors are made longer by it: the scale of correlated noise would have 72 % within one.
+    expected = within(expected, jnp.sqrt(jnp.append(jnp.diag(block), variance)))
     gradient = (here.gradient / slope)[:p]
     rest = hessian @ gradient
     return Covariances(
-        pooled=with_scale(block, variance * of_biased(expected[-1] / size[-1]) ** 2),
+        pooled=with_scale(block, variance * of_biased(expected[-1] / jnp.sqrt(variance)) ** 2),
         sandwich=sandwich,
         hessian=hessian,
         fisher=with_scale(2.0 * scale * scale * inverse_products, 2.0 / n),
-        bias=(within(expected, size) * slope)[:p],
+        bias=(expected * slope)[:p],
         hessian_matrix=hessian_matrix,
         inverse_products=inverse_products,
         powers=here.powers,
@@ -242,13 +243,12 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
 
 
 def of_biased(bias):
-    """By how much an error must be longer to hold 68.3 % of all truths, from the bias in units of it.
+    """By how much an error must be longer to hold 68.3 % of all truths, from the bias in units of it, of 1 at most.
 
-    To second order 1 + bias^2 / 2; beyond 1 it is nearly all the bias, and what it takes to be 68.3 % on one side. Off
-    by less than 0.03: the root of 1 + bias^2 is 0.03 short at 0.75 and 0.08 at 1.
+    To second order 1 + bias^2 / 2, and off by less than 0.03: the root of 1 + bias^2 is 0.03 short at 0.75 and 0.08 at
+    1, where nearly all of it is what holds 68.3 % on one side.
     """
-    size = jnp.abs(bias)
-    return jnp.where(size < 1.0, 1.0 + 0.5 * size * size, size + 0.5)
+    return 1.0 + 0.5 * bias * bias
 
 
 def _bias(at: moments.Frame, image: likelihood.Image, inverse_products, covariance):

