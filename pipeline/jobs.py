@@ -221,7 +221,7 @@ def fit(
             number = block_of[positions[-1][0]]
             units[number] = piece.sky.unit
             for array in piece.stack:
-                pixels[number].update(b"" if array is None else array.tobytes())
+                pixels[number].update(b"" if array is None else np.ravel(array))
             for name, values in carried.items():
                 values += piece.carried[name]
         tell(sum(map(len, positions[1:])))
