@@ -7,10 +7,10 @@ left are sums of a few products of numbers. Equal to `likelihood.terms` to round
 (design: section 4).
 
 What a caller wants of the pixels it asks for: a function of a `Tile` returns a tree of `Moments`, `Sum` and `Logs`, and
-`total` gives back the tree of their values. On a processor the time goes into passes over maps that no longer fit into
-its cache. So `step` writes each map that it asks for as a product of those of the tile, none in terms of another: each
-then is one pass. And up to SUMS_AT_ONCE sums are taken in one pass. Together that halves the time of a step with
-background and scale free.
+`total` gives back the tree of their values. On a processor the time goes into operations on maps, of which no compiler
+makes fewer: so maps have no factor that is the same for all pixels, which the sums get afterwards, and the exponential
+is that of strips of rows, times small ones that lead from there to each row. Up to MAPS_AT_ONCE maps, each with a power
+of Y, are added along y in one pass; what is left of each, one row, goes into one small product with the powers of X.
 
 Coordinates move with the source and are measured in its width, which keeps float32 accurate anywhere in any image.
 Pixels are taken in the floating-point type of the image, everything else in that of the parameters. Images too large
@@ -29,8 +29,13 @@ from pipeline.likelihood import Image
 
 TILE_PIXELS = 1 << 17  # most pixels taken at once; the Hessian of 3000 x 3000 by 2^15 takes 1.2 times as long on one
 # thread, 2.2 times on two
-SUMS_AT_ONCE = 6  # most sums in one pass; with 8 a step takes 1.4 times as long
+STRIP = (
+    4  # rows that share their exponentials and are added in one go; by 8 a step takes as long, longer maps twice that
+)
+MAPS_AT_ONCE = 6  # most maps in one pass; with 7 a step takes twice as long
 LARGEST = 1e18  # residual over half-width, whose square still is a float32 number, and the product of 8 a float64 one
+STEEPEST = {"float32": 44.0, "float64": 340.0}  # exponent within a strip: the product of two is a number, and no source
+# of sigma > 0.3 has a larger one where it is more than 1e-7 of its peak
 
 Polynomial = dict[tuple[int, int], jax.Array]  # coefficients of X^i Y^j
 MONOMIALS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))  # all that a first derivative has
@@ -63,15 +68,18 @@ class Frame(NamedTuple):
 class Tile(NamedTuple):
     """Some rows of an image under a model: the powers of X (nx, 5) and Y (5, rows), and maps (rows, nx).
 
-    shape : E. h : 1 / half-width, 0 where unused. t : residual / half-width, 0 where unused. v : 1 / (1 + t^2), 1 where
-    unused. s : t^2 / (1 + t^2), 0 where unused.
+    columns : (nx, 8), the powers of X again, in float64, and zeros: products of this width are the fastest. shape : E.
+    weight : that of the image. h : 1 / half-width, 0 where unused. residual : data - model. t : residual / half-width,
+    0 where unused. v : 1 / (1 + t^2), 1 where unused. s : t^2 / (1 + t^2), 0 where unused.
     """
 
     x: jax.Array
     y: jax.Array
+    columns: jax.Array
     shape: jax.Array
     weight: jax.Array
     h: jax.Array
+    residual: jax.Array
     t: jax.Array
     v: jax.Array
     s: jax.Array
@@ -90,19 +98,10 @@ class Sum(NamedTuple):
     values: jax.Array
 
 
-class Lone(NamedTuple):
-    """What is asked for: the same, of a map that takes many operations: by a matrix product.
-
-    One pass over it and others is not vectorised; a third of the time of the covariances was lost so.
-    """
+class Logs(NamedTuple):
+    """What is asked for: the sum of the logarithms of a map (rows, nx) of numbers from LARGEST^-2 to LARGEST^2."""
 
     values: jax.Array
-
-
-class Logs(NamedTuple):
-    """What is asked for: sum log(1 + s) of a map s (rows, nx), 0 <= s <= LARGEST^2."""
-
-    squares: jax.Array
 
 
 def frame(free, image: Image) -> Frame:
@@ -167,22 +166,20 @@ def total(function, at: Frame, image: Image):
 
 
 def _answer(asked, tile: Tile):
-    """The values of a tree of `Moments`, `Sum`, `Lone` and `Logs` in one tile, float64."""
-    leaves, tree = jax.tree.flatten(asked, is_leaf=lambda node: isinstance(node, Moments | Sum | Lone | Logs))
+    """The values of a tree of `Moments`, `Sum` and `Logs` in one tile, float64."""
+    leaves, tree = jax.tree.flatten(asked, is_leaf=lambda node: isinstance(node, Moments | Sum | Logs))
+    rows = [_times_powers(leaf, tile) for leaf in leaves if not isinstance(leaf, Logs)]
+    table = matmul(jnp.stack(column_sums(rows)).astype(jnp.float64), tile.columns)
+    parts = jnp.split(table, np.cumsum([len(maps) for maps in rows])[:-1])
+    sums = iter([part[:, : len(part)] if len(part) > 1 else part[0, 0] for part in parts])
+    logs = iter(log_sums([leaf.values for leaf in leaves if isinstance(leaf, Logs)]))
+    return jax.tree.unflatten(tree, [next(logs if isinstance(leaf, Logs) else sums) for leaf in leaves])
 
-    def kind(leaf):
-        return Sum if isinstance(leaf, Moments) and leaf.degree == 0 else type(leaf)
 
-    kinds = Moments, Sum, Lone, Logs
-    tables, plain, lone, logs = ([leaf for leaf in leaves if kind(leaf) is which] for which in kinds)
-    found = {
-        Moments: iter([_table(leaf.weights, leaf.degree, tile) for leaf in tables]),
-        Sum: iter(sums([leaf[0] for leaf in plain])),
-        # Of degree 1: a product with one row would be a sum again.
-        Lone: iter([_table(leaf.values, 1, tile)[0, 0] for leaf in lone]),
-        Logs: iter(log_products([leaf.squares for leaf in logs])),
-    }
-    return jax.tree.unflatten(tree, [next(found[kind(leaf)]) for leaf in leaves])
+def _times_powers(leaf, tile: Tile) -> list:
+    """The map of a `Moments` or `Sum`, times the powers of Y as far as they are asked for."""
+    degree = leaf.degree if isinstance(leaf, Moments) else 0
+    return [leaf[0], *(leaf[0] * power[:, None] for power in tile.y[1 : degree + 1])]
 
 
 def tile(at: Frame, data, weight, first) -> Tile:
@@ -190,22 +187,36 @@ def tile(at: Frame, data, weight, first) -> Tile:
     rows, nx = data.shape
     dtype = data.dtype
     # Constants, not the compiler's counters: of these it makes new ones for each tile, and never sees that they agree.
-    x, y = np.arange(nx, dtype=at.x0.dtype), first + np.arange(rows, dtype=at.x0.dtype)
-    x, y = ((x - at.x0) / at.sigma).astype(dtype), ((y - at.y0) / at.sigma).astype(dtype)
+    columns = (np.arange(nx, dtype=at.x0.dtype) - at.x0) / at.sigma
+    x = columns.astype(dtype)
+    y = ((first + np.arange(rows, dtype=at.x0.dtype) - at.y0) / at.sigma).astype(dtype)
     rho, plus, minus = (value.astype(dtype) for value in (at.rho, 1.0 + at.diff, 1.0 - at.diff))
-    quadratic = (minus * y * y)[:, None] + x[None, :] * (plus * x[None, :] + (rho * y)[:, None])
-    shape = jnp.exp(-0.5 * quadratic)
+
+    # E at the middle of each strip, and what leads from there to each of its rows: 3 / 8 of the exponentials.
+    strip = math.gcd(rows, STRIP)
+    from_middle = np.arange(strip) - 0.5 * (strip - 1)
+    middle = ((first + np.arange(0.5 * (strip - 1), rows, strip) - at.y0) / at.sigma).astype(dtype)
+    away = (from_middle / at.sigma).astype(dtype)
+    middles, x_row, away_row = middle[:, None], x[None, :], away[None, :]
+    at_middle = jnp.exp(-0.5 * (minus * middles * middles + x_row * (plus * x_row + rho * middles)))
+    steepest = STEEPEST[str(dtype)]
+    across = jnp.exp(jnp.minimum(-0.5 * rho * away[:, None] * x_row, steepest))
+    along = jnp.exp(jnp.minimum(-0.5 * minus * away_row * (2.0 * middles + away_row), steepest))
+    shape = (at_middle[:, None, :] * (across[None, :, :] * along[:, :, None])).reshape(rows, nx)
+
     predicted = at.amp.astype(dtype) * shape
     if at.level:
         plane = [c.astype(dtype) for c in _plane(at)]
         predicted = predicted + plane[0]
         if len(plane) > 1:
             predicted = predicted + (plane[1] * x)[None, :] + (plane[2] * y)[:, None]
+    residual = data - predicted
     h = weight * (1.0 / at.scale).astype(dtype)
-    t = jnp.clip((data - predicted) * h, -LARGEST, LARGEST)
+    t = jnp.clip(residual * h, -LARGEST, LARGEST)
     square = t * t
     v = 1.0 / (1.0 + square)
-    return Tile(_powers(x).T, _powers(y), shape, weight, h, t, v, square * v)
+    powers = jnp.pad(_powers(columns).T, ((0, 0), (0, 3)))
+    return Tile(_powers(x).T, _powers(y), powers, shape, weight, h, residual, t, v, square * v)
 
 
 def _plane(at: Frame) -> list:
@@ -239,34 +250,52 @@ def _powers(x):
     return jnp.stack([jnp.ones_like(x), x, square, square * x, square * square])
 
 
-def _table(weights, degree: int, tile: Tile):
-    # Rows first: with both matrices as they lie in memory this takes 0.6 of the time of the other order.
-    table = matmul(matmul(tile.y[: degree + 1], weights), tile.x[:, : degree + 1])
-    return table.astype(jnp.float64)
+def column_sums(rows) -> list:
+    """The sums along y, each (nx,), of maps (rows, nx); of each list, of at most MAPS_AT_ONCE, in one pass."""
+    passes: list[list] = []
+    for maps in rows:
+        if not passes or len(passes[-1]) + len(maps) > MAPS_AT_ONCE:
+            passes.append([])
+        passes[-1] += maps
+    return [line for maps in passes for line in _added(maps)]
 
 
-def _folded(maps, combine, start):
-    """Maps (rows, nx) combined along rows, as far as 8 together, in one pass; arrays (rows / 8, nx)."""
-    rows, nx = maps[0].shape
-    together = math.gcd(rows, 8)
+def _added(maps) -> list:
+    """The sums along y of a few maps (rows, nx), in one pass over all of them; each (nx,)."""
+    together = math.gcd(len(maps[0]), STRIP)
+    while len(maps[0]) > 1:
+        maps = _together(maps, together if together > 1 else len(maps[0]), jnp.add, 0)
+        together = math.gcd(len(maps[0]), 8)
+    return [one[0] for one in maps]
+
+
+def _together(maps, count, combine, start):
+    """Maps (rows, nx) with each ``count`` rows combined to one, all maps in one pass; arrays (rows / count, nx)."""
     return jax.lax.reduce(
-        tuple(a.reshape(together, rows // together, nx) for a in maps),
-        tuple(jnp.asarray(start, a.dtype) for a in maps),
+        tuple(one.reshape(-1, count, one.shape[1]) for one in maps),
+        tuple(jnp.asarray(start, one.dtype) for one in maps),
         lambda a, b: tuple(map(combine, a, b)),
-        (0,),
+        (1,),
     )
 
 
-def sums(maps) -> list:
-    """The sums of some maps (rows, nx) of one type, float64."""
-    groups = [maps[i : i + SUMS_AT_ONCE] for i in range(0, len(maps), SUMS_AT_ONCE)]
-    return [jnp.sum(part.astype(jnp.float64)) for group in groups for part in _folded(group, jnp.add, 0)]
+def log_sums(maps) -> list:
+    """The sums of the logarithms of some maps (rows, nx) of numbers from LARGEST^-2 to LARGEST^2, float64.
 
-
-def log_products(maps) -> list:
-    """sum log(1 + s) of some maps (rows, nx), 0 <= s <= LARGEST^2, float64: of products, since logarithms are slow."""
-    factors = [1.0 + squares.astype(jnp.float64) for squares in maps]
-    return [jnp.sum(jnp.log(part)) for part in (_folded(factors, jnp.multiply, 1) if maps else [])]
+    Of products, since logarithms are slow: of 8 numbers, then of the mantissas of up to 64 of these.
+    """
+    if not maps:
+        return []
+    products = _together([one.astype(jnp.float64) for one in maps], math.gcd(len(maps[0]), 8), jnp.multiply, 1)
+    bits = [jax.lax.bitcast_convert_type(one, jnp.int64) for one in products]
+    exponents = [jnp.sum(jnp.right_shift(one, 52).astype(jnp.int32) - 1023) for one in bits]
+    mantissas = [jax.lax.bitcast_convert_type(one & ((1 << 52) - 1) | (1023 << 52), jnp.float64) for one in bits]
+    for _ in range(2):  # along y, then along x
+        mantissas = [one.T for one in _together(mantissas, math.gcd(len(mantissas[0]), 8), jnp.multiply, 1)]
+    return [
+        math.log(2.0) * exponent.astype(jnp.float64) + jnp.sum(jnp.log(mantissa))
+        for exponent, mantissa in zip(exponents, mantissas, strict=True)
+    ]
 
 
 def grid(poly: Polynomial, tile: Tile):
@@ -400,50 +429,48 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
     at = frame([*free[:-1], log_scale], image)
     dtype = image.data.dtype
     ratio = jnp.exp(2.0 * (log_scale - free[-1])).astype(dtype)
-    newton, amp = exact.astype(dtype), at.amp.astype(dtype)
+    newton, amp, most = exact.astype(dtype), at.amp.astype(dtype), (at.scale * at.scale).astype(dtype)
     degree = len(at.level) // 2
 
     def asked(tile):
-        # psi = 2 t v h is the derivative of the nll in a pixel, psi' = 2 v h^2 bend that of psi; where the matrix is
-        # not exact, bend is 1 and psi' the weight of least squares. Both parts of the Hessian, psi' (d m / d p)^2 and
-        # -psi d2 m / d p^2, have the same polynomials but for the bends: so one map for both, over amp. The model is
-        # linear in amp, so that its own entry, the sum of psi' E^2, has no other part.
-        e, h, t, v = tile.shape, tile.h, tile.t, tile.v
-        square, vh = t * t, v * h
-        bend = 1.0 + newton * (2.0 * v - 2.0)
-        psi = [Moments(2.0 * (t * e) * vh, 2)]
-        wanted = {
-            "judged": Logs(jnp.minimum(square * ratio, LARGEST**2)),
-            "nll": Logs(square),
-            "source": Moments(2.0 * (v * e) * h * (amp * e * h * bend - newton * t), 4),
-            "peak": Sum(2.0 * bend * vh * (h * e * e)),
-            "psi": psi,
-            "s": Sum(tile.s),
-            "sv": Sum(tile.s * v),
+        # Times scale^2, half of psi, the derivative of the nll in a pixel; of psi', that of psi, where the matrix is
+        # not exact the weight of least squares; and of psi's derivative in log scale, a quarter. Both parts of the
+        # Hessian, psi' (d m / d p)^2 and -psi d2 m / d p^2, have the same polynomials but for the bends: so one map
+        # for both, over amp. The model is linear in amp, so that its own entry, the sum of psi' E^2, has no other part.
+        e, v = tile.shape, tile.v
+        heavy = tile.weight * tile.weight * v
+        psi = heavy * tile.residual
+        bent = heavy * (1.0 + newton * (2.0 * v - 2.0))
+        shaped = e * bent
+        s = jnp.minimum(psi * tile.residual, most)  # is more only where t is cut off
+        return {
+            "cross": slope_tables(psi * v, tile, at) if fit_scale else [],
+            "ground": [Moments(shaped, 2 + degree), Moments(bent, 2 * degree)] if at.level else [],
+            "psi": slope_tables(psi, tile, at),
+            "s": [Sum(s), Sum(s * v)],
+            "source": [Moments(e * (amp * shaped - newton * psi), 4), Sum(e * shaped)],
+            "logs": [Logs(v), Logs(ratio + (1.0 - ratio) * v)],
         }
-        if at.level:
-            psi.append(Moments(2.0 * t * vh, degree))
-            wanted["ground"] = [
-                Moments(2.0 * bend * vh * (h * e), 2 + degree),
-                Moments(2.0 * bend * vh * h, 2 * degree),
-            ]
-        if fit_scale:
-            wanted["cross"] = slope_tables(4.0 * (t * v) * vh, tile, at)
-        return wanted
 
     found = total(asked, at, image)
-    matrix = _ground_products(at, found.get("ground", []))
-    matrix[2, 2] = found["peak"]
+    unit = 1.0 / (at.scale * at.scale)
+    psi, ground, source, cross = (
+        [by * unit * table for table in found[name]]
+        for name, by in (("psi", 2.0), ("ground", 2.0), ("source", 2.0), ("cross", 4.0))
+    )
+    s, sv = (unit * one for one in found["s"])
+    logs, judged = found["logs"]
+    matrix = _ground_products(at, ground)
+    matrix[2, 2] = source[1]
     for place in [(i, j) for i in range(6) for j in range(i + 1) if (i, j) != (2, 2)]:
-        entry = integral(multiply(*(at.slopes[i] for i in place)), found["source"])
-        entry = entry - jnp.where(exact, integral(at.bends.get(place, {}), found["psi"][0]), 0.0)
+        entry = integral(multiply(*(at.slopes[i] for i in place)), source[0])
+        entry = entry - jnp.where(exact, integral(at.bends.get(place, {}), psi[0]), 0.0)
         matrix[place] = entry if 2 in place else at.amp * entry
-    gradient = [-slope for slope in slopes(at, found["psi"])]
-    s, sv = found["s"], found["sv"]
+    gradient = [-slope for slope in slopes(at, psi)]
     last = len(gradient)
     if fit_scale:
-        for j, cross in enumerate(slopes(at, found["cross"])):
-            matrix[last, j] = jnp.where(exact, cross, 0.0)
+        for j, entry in enumerate(slopes(at, cross)):
+            matrix[last, j] = jnp.where(exact, entry, 0.0)
         matrix[last, last] = jnp.where(exact, 4.0 * sv, 2.0 * (n - s))
         gradient.append(n - 2.0 * s)  # the sum of 2 v - 1
     # First order puts right what was rounded for all pixels alike. Not so for ``judged`` at another scale than the
@@ -455,8 +482,9 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
         for i, slope in enumerate(gradient)
     ]
     return Step(
-        judged=found["judged"] + n * free[-1] - jnp.where(log_scale == free[-1], rounding, 0.0),
-        nll=found["nll"] + n * log_scale - rounding,
+        # 1 + ratio t^2 is what is left of v over v.
+        judged=judged - logs + n * free[-1] - jnp.where(log_scale == free[-1], rounding, 0.0),
+        nll=n * log_scale - logs - rounding,
         gradient=gradient,
         matrix=matrix,
         spread=spread(s, sv, n),

@@ -34,7 +34,7 @@ def residuals(free, image: likelihood.Image, n, four: uncertainty.Covariances):
     at = moments.frame(free, image)
 
     def outliers(tile):
-        return moments.Lone((jnp.abs(tile.t) > OUTLIER).astype(tile.v.dtype))
+        return moments.Sum((jnp.abs(tile.t) > OUTLIER).astype(tile.v.dtype))
 
     if four.misfits is not None:
         return moments.total(outliers, at, image) / n, *four.misfits
@@ -46,7 +46,7 @@ def residuals(free, image: likelihood.Image, n, four: uncertainty.Covariances):
         return {
             "outliers": outliers(tile),
             "losses": [*map(moments.Sum, (loss, tile.shape * loss, loss * loss))],
-            "score": moments.Lone(tile.t * tile.v * tile.weight * bump),
+            "score": moments.Sum(tile.t * tile.v * tile.weight * bump),
             "bump": moments.Sum(square * bump * bump),
             "along": moments.slope_tables(square * bump, tile, at),
         }

@@ -138,7 +138,7 @@ def _independent(at: moments.Frame, image: likelihood.Image, here: Sums, inverse
         used = (tile.weight > 0).astype(tile.shape.dtype)
         shapes = (
             *map(moments.Sum, (used * tile.shape, used * tile.shape * tile.shape)),
-            moments.Lone(levers * tile.shape),
+            moments.Sum(levers * tile.shape),
         )
         return moments.tables(square * levers, tile, at), shapes
 

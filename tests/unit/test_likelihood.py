@@ -217,12 +217,24 @@ def test_masked_pixels_count_for_nothing():
 
 
 @given(st.integers(0, 10**6))
-def test_log_products_are_sums_of_logarithms(seed):
+def test_sums_of_logarithms(seed):
+    """Of numbers as far apart as they may be, in any number of rows and columns."""
     r = np.random.default_rng(seed)
-    squares = 10.0 ** r.uniform(-20, 36, (int(r.integers(1, 20)), 7))
-    squares.flat[0] = moments.LARGEST**2
+    numbers = 10.0 ** r.uniform(-36, 36, (int(r.integers(1, 50)), int(r.integers(1, 50))))
+    numbers.flat[:2] = moments.LARGEST**-2
     for dtype in (np.float64, np.float32):
-        there = np.asarray(squares, dtype)
-        maps = [there, np.sqrt(there)]
-        for found, squares_of_one in zip(moments.log_products(list(map(jnp.asarray, maps))), maps, strict=True):
-            assert_allclose(found, np.sum(np.log1p(squares_of_one.astype(float))), rtol=1e-13)
+        there = np.asarray(numbers, dtype)
+        for found, values in zip(
+            moments.log_sums([jnp.asarray(there), jnp.sqrt(there)]), (there, np.sqrt(there)), strict=True
+        ):
+            logs = np.log(values.astype(float))
+            assert_allclose(found, np.sum(logs), rtol=0, atol=1e-13 * np.sum(np.abs(logs)))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 6, 8, 20, 32, 40])
+def test_column_sums(rows):
+    r = np.random.default_rng(rows)
+    maps = [[r.normal(size=(rows, 5)) for _ in range(k)] for k in (4, 3, 1, 5, 6, 2)]
+    found = moments.column_sums(jax.tree.map(jnp.asarray, maps))
+    for one, values in zip(found, (one for some in maps for one in some), strict=True):
+        assert_allclose(one, np.sum(values, axis=0), rtol=1e-13, atol=1e-13)
