@@ -58,7 +58,7 @@ def residuals(free, image: likelihood.Image, n, four: uncertainty.Covariances):
     spread = jnp.maximum(ww - w * w / n, 0.0) * jnp.maximum(ll - loss * loss / n, 0.0)
     taken = 0.5 * four.spread * (wh - w / n * len(four.inverse_products))
     along = jnp.stack(moments.slopes(at, found["along"]))
-    new = jnp.maximum(found["bump"] - along @ four.inverse_products @ along, 0.0)
+    new = jnp.maximum(found["bump"] - jnp.sum(moments.dot(four.inverse_products, along) * along), 0.0)
     q1, q2 = four.powers[:2]
     misfit = (wl - w * loss / n + taken) * jnp.sqrt(n / spread)
     return found["outliers"] / n, misfit, found["score"] / jnp.sqrt((q1 - q2) * new)

@@ -6,6 +6,7 @@ their result, and the next in the queue take their places. One compiled program 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def run(queue, count, *, begin, step, going, result, slots, burst):
@@ -35,14 +36,16 @@ def run(queue, count, *, begin, step, going, result, slots, burst):
         Results in the order of the queue, 0 beyond ``count``. No number depends on the neighbours of a problem, nor on
         its place.
     """
-    length = jax.tree.leaves(queue)[0].shape[0]
     begin, step, going, result = map(jax.vmap, (begin, step, going, result))
+    queue, whole = _packed(queue)
+    length = len(queue[0])
 
     def where(mask, new, old):
         return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
 
     def round_(carry):
-        problems, state, index, busy, waiting, results = carry
+        packed, state, index, busy, waiting, results = carry
+        problems = whole(packed)
 
         def advance(_, state):
             return where(busy & going(problems, state), step(problems, state), state)
@@ -55,23 +58,49 @@ def run(queue, count, *, begin, step, going, result, slots, burst):
             order = jnp.argsort(~done, stable=True)
 
             def swap(i, carry):
-                problems, results = carry
+                packed, results = carry
                 slot = order[i]
-                source = jnp.minimum(follower[slot], length - 1)
-                problems = jax.tree.map(lambda a, b: a.at[slot].set(b[source]), problems, queue)
-                return problems, results.at[index[slot]].set(rows[slot])
+                here = jax.lax.dynamic_index_in_dim(rows, slot, keepdims=True)
+                results = jax.lax.dynamic_update_slice_in_dim(results, here, index[slot], 0)
+                return [_put(a, slot, b, follower[slot]) for a, b in zip(packed, queue, strict=True)], results
 
-            problems, results = jax.lax.fori_loop(0, jnp.sum(done), swap, (problems, results))
+            packed, results = jax.lax.fori_loop(0, jnp.sum(done), swap, (packed, results))
         else:
             results = results.at[jnp.where(done, index, length)].set(rows, mode="drop")
             source = jnp.minimum(follower, length - 1)
-            problems = where(done, jax.tree.map(lambda a: a[source], queue), problems)
+            packed = where(done, [a[source] for a in queue], packed)
         busy = busy & (follower < count)
-        return problems, where(done, begin(problems), state), follower, busy, waiting + jnp.sum(done), results
+        state = where(done, begin(whole(packed)), state)
+        return packed, state, follower, busy, waiting + jnp.sum(done), results
 
-    problems = jax.tree.map(lambda a: a[:slots], queue)
-    state = begin(problems)
+    packed = [a[:slots] for a in queue]
+    state = begin(whole(packed))
     index = jnp.arange(slots)
     empty = jnp.zeros((length, *jax.eval_shape(result, state).shape[1:]))
-    carry = (problems, state, index, index < count, jnp.asarray(slots), empty)
+    carry = (packed, state, index, index < count, jnp.asarray(slots), empty)
     return jax.lax.while_loop(lambda carry: jnp.any(carry[3]), round_, carry)[-1]
+
+
+def _put(into, place, of, number):
+    """An array with row ``place`` replaced by row ``number`` of another, or its last one."""
+    row = jax.lax.dynamic_index_in_dim(of, number, keepdims=True)
+    return jax.lax.dynamic_update_slice_in_dim(into, row, place, 0)
+
+
+def _packed(queue):
+    """A queue as few arrays, so that to move a problem takes few operations; and what makes of some rows a tree again.
+
+    Numbers and vectors go into one array of float64, which holds whole numbers below 2^53 too.
+    """
+    leaves, tree = jax.tree.flatten(queue)
+    small = [leaf for leaf in leaves if leaf.ndim <= 2]
+    flat = [leaf.reshape(len(leaf), -1).astype(float) for leaf in small]
+    ends = np.cumsum([leaf.shape[1] for leaf in flat])[:-1]
+
+    def whole(packed):
+        parts = zip(jnp.split(packed[0], ends, axis=1), small, strict=True)
+        numbers = iter([part.reshape(-1, *leaf.shape[1:]).astype(leaf.dtype) for part, leaf in parts])
+        large = iter(packed[1:])
+        return jax.tree.unflatten(tree, [next(numbers if leaf.ndim <= 2 else large) for leaf in leaves])
+
+    return [jnp.concatenate(flat, axis=1), *(leaf for leaf in leaves if leaf.ndim > 2)], whole

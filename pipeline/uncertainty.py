@@ -144,7 +144,7 @@ def _independent(at: moments.Frame, image: likelihood.Image, here: Sums, inverse
 
     tables, shape_sums = moments.total(of, at, image)
     middle = here.products + inflation(here.powers) * moments.products(at, tables)
-    return inverse_products @ middle @ inverse_products, jnp.stack(shape_sums)
+    return moments.enclosed(inverse_products, middle), jnp.stack(shape_sums)
 
 
 def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, reach: int = 0) -> Covariances:
@@ -186,7 +186,7 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
     observed, scores = likelihood.to_public_matrices(public, here.gradient, here.hessian, here.scores)
     hessian_matrix = observed[:p, :p]
     hessian = inverse(hessian_matrix)
-    sandwich = hessian @ scores[:p, :p] @ hessian
+    sandwich = moments.enclosed(hessian, scores[:p, :p])
 
     inverse_products = inverse(here.products)
     at = moments.frame(list(free), image)
@@ -222,7 +222,7 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
     # Not more, also where errors are made longer by it: the scale of correlated noise would have 72 % within one.
     expected = within(expected, jnp.sqrt(jnp.append(jnp.diag(block), variance)))
     gradient = (here.gradient / slope)[:p]
-    rest = hessian @ gradient
+    rest = moments.dot(hessian, gradient)
     return Covariances(
         pooled=with_scale(block, variance * of_biased(expected[-1] / jnp.sqrt(variance)) ** 2),
         sandwich=sandwich,
@@ -269,7 +269,7 @@ def _bias(at: moments.Frame, image: likelihood.Image, inverse_products, covarian
     def of(tile):
         return moments.slope_tables(tile.weight * tile.weight * tile.shape * moments.grid(poly, tile), tile, at)
 
-    return -0.5 * inverse_products @ jnp.stack(moments.slopes(at, moments.total(of, at, image)))
+    return -0.5 * moments.dot(inverse_products, jnp.stack(moments.slopes(at, moments.total(of, at, image))))
 
 
 def scale_bias(powers, n, others, mixed, more=1.0):
