@@ -458,11 +458,11 @@ def _columns(columns: Sequence[Column], rows: Iterable[tuple]) -> dict[str, np.n
 def _pack(path: str | Path, columns: Sequence[Column], values: Mapping[str, np.ndarray]) -> np.ndarray:
     """A dict of columns as one structured array, text as wide as its longest entry."""
     _check_names(path, "columns", values, [c.name for c in columns])
-    text = {c.name: [_encode(v) for v in values[c.name]] for c in columns if c.dtype == "S"}
-    widths = {name: max(1, *map(len, entries), 1) for name, entries in text.items()}
+    text = {c.name: np.array([_encode(v) for v in values[c.name]], dtype="S") for c in columns if c.dtype == "S"}
+    widths = {name: entries.itemsize for name, entries in text.items()}
     result = np.empty(len(values[columns[0].name]), _dtype(columns, widths))
     for column in columns:
-        value = np.array(text[column.name], dtype="S") if column.dtype == "S" else np.asarray(values[column.name])
+        value = text[column.name] if column.dtype == "S" else np.asarray(values[column.name])
         if value.shape != result.shape or not np.can_cast(value.dtype, result.dtype[column.name], "same_kind"):
             wanted = f"{column.dtype} of shape {result.shape}"
             msg = f"{path}: column {column.name} is {value.dtype} of shape {value.shape}, wanted {wanted}"
