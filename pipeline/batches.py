@@ -121,6 +121,8 @@ def _read(
 
 def joined(pieces: Sequence[Piece]) -> Stack:
     """The images of all pieces as one stack."""
+    if len(pieces) == 1:
+        return pieces[0].stack
     data, mask, noise = zip(*(piece.stack for piece in pieces), strict=True)
     return Stack(np.concatenate(data), np.concatenate(mask), None if noise[0] is None else np.concatenate(noise))
 

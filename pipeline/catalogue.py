@@ -16,8 +16,9 @@ rows come from, block by block, in ``/blocks``::
 A table is a compound dataset beside ``<name>.__table_column_meta__``, which is astropy's own layout:
 ``QTable.read(path, path="catalogue")`` knows units and descriptions, and ``.write("catalogue.fits")`` on what it gives
 is for TOPCAT; h5py, PyTables and ``pandas.read_hdf(path, key="catalogue")`` read the same dataset. Text is fixed-length
-UTF-8 in bytes; bytes of a file name that are not UTF-8 are kept as they are (pandas alone refuses these). The same
-parts give the same file, byte by byte.
+UTF-8 in bytes; bytes of a file name that are not UTF-8 are kept as they are (pandas alone refuses these). Nothing is
+compressed: gzip would save an eighth, and take four times as long as all else that merging does. The same parts give
+the same file, byte by byte: no times are kept.
 """
 
 import json
@@ -56,8 +57,7 @@ BLOCKS = (
     Column("unit", "S", "", "BUNIT of its images", "blocks"),
 )
 
-# A chunk is compressed and read as one; a slab is what is held in memory of one dataset.
-CHUNK_BYTES = 1 << 19
+# What is held in memory of one dataset.
 SLAB_BYTES = 1 << 23
 
 _META = ".__table_column_meta__"
@@ -142,7 +142,7 @@ def write_part(
     _check_names(path, "covariances", covariance, COVARIANCES)
     with replacing(path) as temporary, h5py.File(temporary, "w", locking="best-effort") as file:
         file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, unit=unit, origin=json.dumps(origin or {}))
-        for name, array in tables.items():  # not compressed: they are read once or twice, and an eighth larger
+        for name, array in tables.items():
             file.create_dataset(name, data=array, track_times=False)
         if carried:
             file["carried"].attrs["kinds"] = [kinds(values) for values in carried.values()]
@@ -158,7 +158,7 @@ def write_certificate(path: str | Path, certificate: Mapping[str, np.ndarray], o
     rows = _pack(path, CERTIFICATE, certificate)
     with replacing(path) as temporary, h5py.File(temporary, "w", locking="best-effort") as file:
         file.attrs["origin"] = json.dumps(origin)
-        _create_table(file, "certificate", len(rows), rows.dtype)[...] = rows
+        file.create_dataset("certificate", data=rows, track_times=False)
 
 
 def read_origin(path: str | Path) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def merge(
         def table(name: str, columns: tuple[Column, ...], dtype: np.dtype, rows: int) -> h5py.Dataset:
             lines = _table_meta(columns, dtype, {c.name: _column_unit(texts.get(c.name, ""), image) for c in columns})
             file.create_dataset(name + _META, data=lines)
-            return _create_table(file, name, rows, dtype)
+            return file.create_dataset(name, (rows,), dtype, track_times=False)
 
         table("flag_bits", FLAG_BITS, bits.dtype, len(bits))[...] = bits
         if certificate is not None:
@@ -458,11 +458,11 @@ def _columns(columns: Sequence[Column], rows: Iterable[tuple]) -> dict[str, np.n
 def _pack(path: str | Path, columns: Sequence[Column], values: Mapping[str, np.ndarray]) -> np.ndarray:
     """A dict of columns as one structured array, text as wide as its longest entry."""
     _check_names(path, "columns", values, [c.name for c in columns])
-    text = {c.name: [_encode(v) for v in values[c.name]] for c in columns if c.dtype == "S"}
-    widths = {name: max(1, *map(len, entries), 1) for name, entries in text.items()}
+    text = {c.name: np.array([_encode(v) for v in values[c.name]], dtype="S") for c in columns if c.dtype == "S"}
+    widths = {name: entries.itemsize for name, entries in text.items()}
     result = np.empty(len(values[columns[0].name]), _dtype(columns, widths))
     for column in columns:
-        value = np.array(text[column.name], dtype="S") if column.dtype == "S" else np.asarray(values[column.name])
+        value = text[column.name] if column.dtype == "S" else np.asarray(values[column.name])
         if value.shape != result.shape or not np.can_cast(value.dtype, result.dtype[column.name], "same_kind"):
             wanted = f"{column.dtype} of shape {result.shape}"
             msg = f"{path}: column {column.name} is {value.dtype} of shape {value.shape}, wanted {wanted}"
@@ -479,19 +479,8 @@ def _check_names(path: str | Path, what: str, got: Iterable[str], wanted: Sequen
         raise ValueError(msg)
 
 
-def _create_table(file: h5py.File, name: str, count: int, dtype: np.dtype) -> h5py.Dataset:
-    """An empty table in compressed chunks of rows; HDF5 has no chunks for no rows."""
-    if count == 0:
-        return file.create_dataset(name, (0,), dtype)
-    chunk = min(count, max(1, CHUNK_BYTES // dtype.itemsize))
-    # Gzip, because every reader of HDF5 has it; no times, so that equal content makes equal bytes.
-    return file.create_dataset(
-        name, (count,), dtype, chunks=(chunk,), compression="gzip", compression_opts=1, shuffle=True, track_times=False
-    )
-
-
 def _create_covariance(file: h5py.File, name: str, count: int, parameters: Sequence[str]) -> h5py.Dataset:
-    """An empty dataset of matrices, not compressed: gzip saves a fifth of such digits and takes ten times as long."""
+    """An empty dataset of matrices."""
     shape = (count, len(parameters), len(parameters))
     dataset = file.create_dataset(f"covariance/{name}", shape, "f8", track_times=False)
     dataset.attrs["parameters"] = list(parameters)

@@ -242,22 +242,22 @@ def _kept(
     # What is kept does not depend on the unit of a parameter, but rounding does.
     size = np.maximum(np.max(np.abs(slopes), axis=(2, 3)), np.finfo(float).tiny)
     slopes = slopes / size[:, :, None, None]
-    whole = [_products(one, one, square) for one, square in zip(slopes, weight**2, strict=True)]
     # Of a rank that pixels allow; a source without a pixel is no solution of its fit, and does not count.
-    inverses = np.linalg.pinv(np.stack(whole), hermitian=True)
-    there, gone = [], []
-    for own, square, source in zip(slopes, field_weight**2, donor, strict=True):
-        inverse = np.linalg.pinv(_products(own, own, square), hermitian=True)
-        lost = np.zeros_like(inverse)
-        for image in range(len(slopes)):
-            here = source == image
-            cross = _products(own[:, here], moved(slopes[image])[:, here], square[here])
-            lost += cross @ inverses[image] @ cross.T
-        there.append(inverse)
-        gone.append(inverse @ lost @ inverse)
+    whole, there = (
+        np.linalg.pinv(np.stack(list(map(_products, slopes, slopes, squares))), hermitian=True)
+        for squares in (weight**2, field_weight**2)
+    )
+    lost = np.zeros_like(there)
+    for image, inverse in enumerate(whole):
+        other = moved(slopes[image])
+        for field, own in enumerate(slopes):
+            here = donor[field] == image
+            cross = _products(own[:, here], other[:, here], field_weight[field, here] ** 2)
+            lost[field] += cross @ inverse @ cross.T
+    gone = there @ lost @ there
     derived_slopes = derived_slopes / size[:, None, :6]
     with np.errstate(invalid="ignore"):
-        return 1.0 - _variances(np.stack(gone), derived_slopes) / _variances(np.stack(there), derived_slopes)
+        return 1.0 - _variances(gone, derived_slopes) / _variances(there, derived_slopes)
 
 
 def _scale_kept(weight: np.ndarray, field_weight: np.ndarray, donor: np.ndarray) -> np.ndarray:

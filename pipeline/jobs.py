@@ -447,9 +447,10 @@ def _chosen(parts: Sequence[str], digests: Sequence[str], sources: int) -> dict[
     for number, (part, digest) in enumerate(zip(parts, digests, strict=True)):
         rows = read_rows(part, wanted, digest=digest)
         rows["part"] = np.full(len(rows["flags"]), number)
-        rows = {name: values[choose(rows, sources)] for name, values in rows.items()}
-        chosen = {name: np.concatenate([chosen.get(name, values[:0]), values]) for name, values in rows.items()}
-        chosen = {name: values[choose(chosen, sources)] for name, values in chosen.items()}
+        best = choose(rows, sources)
+        joined = {k: np.concatenate([chosen.get(k, v[:0]), v[best]]) for k, v in rows.items()}
+        best = choose(joined, sources)
+        chosen = {name: values[best] for name, values in joined.items()}
     return chosen
 
 

@@ -322,7 +322,6 @@ def test_neither_the_cut_into_parts_nor_into_slabs_changes_a_dataset(tmp_path, m
     files = []
     for cuts, slab in (((0, 40), 1 << 23), ((0, 1, 17, 17, 40), 1 << 23), ((0, 1, 17, 17, 40), 3000)):
         monkeypatch.setattr(catalogue, "SLAB_BYTES", slab)
-        monkeypatch.setattr(catalogue, "CHUNK_BYTES", 3000)
         parts = []
         for start, stop in pairwise(cuts):
             parts.append(tmp_path / f"{len(files)}_{len(parts)}.h5")
