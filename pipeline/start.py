@@ -230,11 +230,12 @@ def _gains(residual, weight, scale, centre, near, table):
     xs, ys = jnp.round(x[0] + offsets), jnp.round(y[0] + offsets)
     places = ys.astype(jnp.int32)[:, None], xs.astype(jnp.int32)[None, :]
     residual, h = (one.at[places].get(mode="clip") for one in (residual, weight))
-    across, along = (
+    # Multiplied by h row by row, in the loop: as a map of its own the compiler does it one pixel after the other.
+    down, right = (
         jnp.where((at >= 0) & (at < length), jnp.exp(-0.5 * ((at - middle) / near) ** 2), 0.0)
         for at, length, middle in zip((ys, xs), weight.shape, centre, strict=True)
     )
-    h = h * across[:, None] * (along / scale)[None, :]
+    right = right / scale
     amp, sigma = jnp.append(amp, 0.0), jnp.append(sigma, 1.0)
     along, across = (
         jnp.exp(-0.5 * ((at[:, None] - middle) / sigma[None, :]) ** 2) for at, middle in ((xs, x[0]), (ys, y[0]))
@@ -244,7 +245,8 @@ def _gains(residual, weight, scale, centre, near, table):
     def add(i, total):
         product = jnp.ones_like(along)
         for k in range(4):
-            t = (residual[4 * i + k][:, None] - across[4 * i + k][None, :] * along) * h[4 * i + k][:, None]
+            row = h[4 * i + k] * down[4 * i + k] * right
+            t = (residual[4 * i + k][:, None] - across[4 * i + k][None, :] * along) * row[:, None]
             product = product * (1.0 + jnp.minimum(t * t, 1e9))
         return total + jnp.log(product)
 
@@ -295,9 +297,12 @@ def guess(image: Image, scale, centre, near):
     x, y = _nearby(column.astype(dtype) + right, row.astype(dtype) + up, centre, near)
     places.append([(x, y, high, jnp.asarray(sigma, dtype)) for sigma in BRIGHT_WIDTHS])
     tables = [jnp.stack([jnp.stack(column) for column in zip(*place, strict=True)]) for place in places]
+    # Barriers, because the compiler would work these out again for each pixel that is judged.
+    tables = jax.lax.optimization_barrier(tables)
     # All candidates are judged at one scale, halfway from that of the noise to one at which the brightest is near
     # enough. At the latter hot pixels side by side win over a source: 27 fits of 90,000 ended elsewhere, not 4.
     widest = jnp.maximum(scale, WIDE * jnp.max(jnp.abs(jnp.concatenate([table[2] for table in tables]))))
-    gains = [_gains(residual, weight, jnp.sqrt(scale * widest), centre, near, table) for table in tables]
+    scale = jax.lax.optimization_barrier(jnp.sqrt(scale * widest))
+    gains = [_gains(residual, weight, scale, centre, near, table) for table in tables]
     winner = jnp.concatenate(tables, axis=1)[:, jnp.argmax(jnp.concatenate(gains))]
     return jnp.concatenate([winner, jnp.zeros(2, dtype)]).astype(image.origin.dtype)
