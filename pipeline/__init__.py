@@ -49,4 +49,4 @@ jobs         one function a rule; joins the others
 Imports point up this list. The rules that call `jobs` are in ``workflow``.
 """
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

@@ -84,26 +84,30 @@ class Sums(NamedTuple):
     powers: list
 
 
-def sums(free, image: likelihood.Image, n) -> Sums:
-    """`Sums` at ``free``; arguments as those of `covariances`."""
-    q = free.shape[0]
-    at = moments.frame(list(free), image)
-    step = moments.step(list(free), image, n, free[-1], jnp.asarray(True), fit_scale=True)
+def sums(places, image: likelihood.Image, n) -> Sums:
+    """`Sums` at a place, a list of the q numbers of the free vector; other arguments as those of `covariances`."""
+    # One list of numbers: the compiler then sees that the pixels are those of `covariances`.
+    q = len(places)
+    at = moments.frame(places, image)
+    step = moments.step(places, image, n, places[-1], jnp.asarray(True), fit_scale=True)
 
     def of(tile):
-        psi = 2.0 * tile.t * tile.v * tile.h
+        square = tile.weight * tile.weight
+        score = square * tile.v * tile.residual
         return {
-            "scores": moments.tables(psi * psi, tile, at),
-            "cross": moments.slope_tables(psi * (2.0 * tile.v - 1.0), tile, at),
-            "products": moments.tables(tile.weight * tile.weight, tile, at),
-            "powers": [moments.Sum(tile.s**k) for k in (1, 2, 3, 4)],
+            "powers": [moments.Sum(tile.s**k) for k in (3, 4)],
+            "products": moments.tables(square, tile, at),
+            "scores": moments.tables(score * score, tile, at),
         }
 
     found = moments.total(of, at, image)
-    powers = [power / n for power in found["powers"]]
-    cross = -jnp.stack(moments.slopes(at, found["cross"]))
-    of_scale = n * (1.0 - 4.0 * (powers[0] - powers[1]))  # (1 - 2 s)^2, summed
-    scores = jnp.block([[moments.products(at, found["scores"]), cross[:, None]], [cross[None, :], of_scale]])
+    # The score in log scale is 1 - 2 s = 2 v - 1, its derivative 4 s v; that of the score in p_i is 4 v times that.
+    s, sv = 0.5 * (n - step.gradient[-1]), 0.25 * step.matrix[q - 1, q - 1]
+    powers = [s / n, (s - sv) / n, *(power / n for power in found["powers"])]
+    cross = -jnp.stack([step.matrix[q - 1, i] + step.gradient[i] for i in range(q - 1)])
+    of_scale = n - 4.0 * sv  # (1 - 2 s)^2, summed
+    scores = moments.products(at, found["scores"]) * (2.0 / at.scale**2) ** 2
+    scores = jnp.block([[scores, cross[:, None]], [cross[None, :], of_scale]])
     return Sums(
         nll=step.nll + n * jnp.log(jnp.pi),
         gradient=jnp.stack(step.gradient),
@@ -182,14 +186,15 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
     p = q if fit_scale else q - 1
     public = likelihood.to_public(free)
     scale = public[-1]
-    here = sums(free, image, n)
+    places = list(free)
+    here = sums(places, image, n)
     observed, scores = likelihood.to_public_matrices(public, here.gradient, here.hessian, here.scores)
     hessian_matrix = observed[:p, :p]
     hessian = inverse(hessian_matrix)
     sandwich = moments.enclosed(hessian, scores[:p, :p])
 
     inverse_products = inverse(here.products)
-    at = moments.frame(list(free), image)
+    at = moments.frame(places, image)
     # Log sigma and log scale to sigma and scale; what follows is linear in the derivatives.
     slope = jnp.ones(q, free.dtype).at[3].set(public[3]).at[-1].set(scale)
 
