@@ -16,9 +16,9 @@ from pipeline.program import FitResult
 
 #: Sides [pixel] to which images are padded.
 SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512)
-#: Bytes and images taken at once, and pixels in the memory of the device, about. On a processor what is taken at once is
-#: to stay in its cache: of 32 x 32 pixels 32 images in float64 (16 or 48 are no faster), 64 in float32 (32 take a tenth
-#: longer). An accelerator wants to be full.
+#: Bytes and images taken at once, and pixels in the memory of the device, about. On a processor what is taken at once
+#: is to stay in its cache: of 32 x 32 pixels 32 images in float64 (16 or 48 are no faster), 64 in float32 (32 take a
+#: tenth longer). An accelerator wants to be full.
 BATCH_BYTES, MAX_BATCH, QUEUE_PIXELS = 1 << 18, 64, 1 << 21
 ACCELERATOR_BYTES, ACCELERATOR_BATCH, ACCELERATOR_QUEUE = 1 << 26, 1 << 13, 1 << 26
 DESCRIBED_AT_ONCE = 1 << 11  # fits
