@@ -497,7 +497,7 @@ def _versions() -> dict[str, str]:
 
 
 def _progress(total: int, what: str) -> Callable[[int], None]:
-    """A function to be told how many are done, that logs it, with rate and time left, every few seconds."""
+    """A function to be told how many are done, that logs it every few seconds, from a tenth on with the time left."""
     began = latest = time.monotonic()
 
     def tell(done: int) -> None:
@@ -507,7 +507,8 @@ def _progress(total: int, what: str) -> Callable[[int], None]:
             return
         latest = now
         rate = done / (now - began)
-        left = (total - done) / rate
-        runtime.LOG.info("%d of %d %s, %.0f/s, about %.0f s left", done, total, what, rate, left)
+        # The first few may have waited for the compiler, once for each size.
+        left = f", {rate:.3g}/s, about {(total - done) / rate:.0f} s left" if 10 * done >= total else ""
+        runtime.LOG.info("%d of %d %s%s", done, total, what, left)
 
     return tell

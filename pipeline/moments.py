@@ -30,7 +30,7 @@ from pipeline.likelihood import Image
 TILE_PIXELS = 1 << 17  # most pixels taken at once; the Hessian of 3000 x 3000 by 2^15 takes 1.2 times as long on one
 # thread, 2.2 times on two
 STRIP = (
-    4  # rows that share their exponentials and are added in one go; by 8 a step takes as long, longer maps twice that
+    4  # rows that share their exponentials and are added in one go; by 8 a step takes as long, the covariances twice
 )
 MAPS_AT_ONCE = 6  # most maps in one pass; with 7 a step takes twice as long
 LARGEST = 1e18  # residual over half-width, whose square still is a float32 number, and the product of 8 a float64 one
@@ -69,8 +69,8 @@ class Tile(NamedTuple):
     """Some rows of an image under a model: the powers of X (nx, 5) and Y (5, rows), and maps (rows, nx).
 
     columns : (nx, 8), the powers of X again, in float64, and zeros: products of this width are the fastest. shape : E.
-    weight : that of the image. h : 1 / half-width, 0 where unused. residual : data - model. t : residual / half-width,
-    0 where unused. v : 1 / (1 + t^2), 1 where unused. s : t^2 / (1 + t^2), 0 where unused.
+    weight : that of the image. residual : data - model. t : residual / half-width, 0 where unused. v : 1 / (1 + t^2), 1
+    where unused. s : t^2 / (1 + t^2), 0 where unused.
     """
 
     x: jax.Array
@@ -78,7 +78,6 @@ class Tile(NamedTuple):
     columns: jax.Array
     shape: jax.Array
     weight: jax.Array
-    h: jax.Array
     residual: jax.Array
     t: jax.Array
     v: jax.Array
@@ -211,12 +210,11 @@ def tile(at: Frame, data, weight, first) -> Tile:
         if len(plane) > 1:
             predicted = predicted + (plane[1] * x)[None, :] + (plane[2] * y)[:, None]
     residual = data - predicted
-    h = weight * (1.0 / at.scale).astype(dtype)
-    t = jnp.clip(residual * h, -LARGEST, LARGEST)
+    t = jnp.clip(residual * (weight * (1.0 / at.scale).astype(dtype)), -LARGEST, LARGEST)
     square = t * t
     v = 1.0 / (1.0 + square)
     powers = jnp.pad(_powers(columns).T, ((0, 0), (0, 3)))
-    return Tile(_powers(x).T, _powers(y), powers, shape, weight, h, residual, t, v, square * v)
+    return Tile(_powers(x).T, _powers(y), powers, shape, weight, residual, t, v, square * v)
 
 
 def _plane(at: Frame) -> list:
@@ -290,6 +288,7 @@ def log_sums(maps) -> list:
     bits = [jax.lax.bitcast_convert_type(one, jnp.int64) for one in products]
     exponents = [jnp.sum(jnp.right_shift(one, 52).astype(jnp.int32) - 1023) for one in bits]
     mantissas = [jax.lax.bitcast_convert_type(one & ((1 << 52) - 1) | (1023 << 52), jnp.float64) for one in bits]
+    mantissas = [jnp.where(jnp.isfinite(of), one, jnp.nan) for one, of in zip(mantissas, products, strict=True)]
     for _ in range(2):  # along y, then along x
         mantissas = [one.T for one in _together(mantissas, math.gcd(len(mantissas[0]), 8), jnp.multiply, 1)]
     return [

@@ -166,7 +166,7 @@ def test_what_rounding_moves_is_a_move_of_the_place(seed, n_level):
 
     def predicted(free):
         tile = moments.tile(moments.frame(list(free), image), image.data, image.weight, 0)
-        return np.asarray(image.data - tile.t / tile.h)
+        return np.asarray(image.data - tile.residual)
 
     def narrow(value):
         return float(np.float32(value))
@@ -229,6 +229,12 @@ def test_sums_of_logarithms(seed):
         ):
             logs = np.log(values.astype(float))
             assert_allclose(found, np.sum(logs), rtol=0, atol=1e-13 * np.sum(np.abs(logs)))
+
+
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_a_number_that_is_none_is_not_lost_in_a_sum_of_logarithms(lost):
+    numbers = jnp.ones((16, 8)).at[3, 5].set(lost)
+    assert np.isnan(moments.log_sums([numbers])[0])
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 6, 8, 20, 32, 40])
