@@ -29,13 +29,11 @@ from pipeline.likelihood import Image
 
 TILE_PIXELS = 1 << 17  # most pixels taken at once; the Hessian of 3000 x 3000 by 2^15 takes 1.2 times as long on one
 # thread, 2.2 times on two
-STRIP = (
-    4  # rows that share their exponentials and are added in one go; by 8 a step takes as long, the covariances twice
-)
+# Rows that are added in one go, and in float64 share exponentials; by 8 a step takes as long, the covariances twice.
+STRIP = 4
 MAPS_AT_ONCE = 6  # most maps in one pass; with 7 a step takes twice as long
 LARGEST = 1e18  # residual over half-width, whose square still is a float32 number, and the product of 8 a float64 one
-STEEPEST = {"float32": 44.0, "float64": 340.0}  # exponent within a strip: the product of two is a number, and no source
-# of sigma > 0.3 has a larger one where it is more than 1e-7 of its peak
+STEEPEST = 340.0  # exponent within a strip: the product of two is a number
 
 Polynomial = dict[tuple[int, int], jax.Array]  # coefficients of X^i Y^j
 MONOMIALS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))  # all that a first derivative has
@@ -98,9 +96,9 @@ class Sum(NamedTuple):
 
 
 class Logs(NamedTuple):
-    """What is asked for: the sum of the logarithms of a map (rows, nx) of numbers from LARGEST^-2 to LARGEST^2."""
+    """What is asked for: sum log(1 + s) of a map s (rows, nx), 0 <= s <= LARGEST^2."""
 
-    values: jax.Array
+    squares: jax.Array
 
 
 def frame(free, image: Image) -> Frame:
@@ -171,7 +169,7 @@ def _answer(asked, tile: Tile):
     table = matmul(jnp.stack(column_sums(rows)).astype(jnp.float64), tile.columns)
     parts = jnp.split(table, np.cumsum([len(maps) for maps in rows])[:-1])
     sums = iter([part[:, : len(part)] if len(part) > 1 else part[0, 0] for part in parts])
-    logs = iter(log_sums([leaf.values for leaf in leaves if isinstance(leaf, Logs)]))
+    logs = iter(log_products([leaf.squares for leaf in leaves if isinstance(leaf, Logs)]))
     return jax.tree.unflatten(tree, [next(logs if isinstance(leaf, Logs) else sums) for leaf in leaves])
 
 
@@ -191,17 +189,19 @@ def tile(at: Frame, data, weight, first) -> Tile:
     y = ((first + np.arange(rows, dtype=at.x0.dtype) - at.y0) / at.sigma).astype(dtype)
     rho, plus, minus = (value.astype(dtype) for value in (at.rho, 1.0 + at.diff, 1.0 - at.diff))
 
-    # E at the middle of each strip, and what leads from there to each of its rows: 3 / 8 of the exponentials.
-    strip = math.gcd(rows, STRIP)
-    from_middle = np.arange(strip) - 0.5 * (strip - 1)
-    middle = ((first + np.arange(0.5 * (strip - 1), rows, strip) - at.y0) / at.sigma).astype(dtype)
-    away = (from_middle / at.sigma).astype(dtype)
-    middles, x_row, away_row = middle[:, None], x[None, :], away[None, :]
-    at_middle = jnp.exp(-0.5 * (minus * middles * middles + x_row * (plus * x_row + rho * middles)))
-    steepest = STEEPEST[str(dtype)]
-    across = jnp.exp(jnp.minimum(-0.5 * rho * away[:, None] * x_row, steepest))
-    along = jnp.exp(jnp.minimum(-0.5 * minus * away_row * (2.0 * middles + away_row), steepest))
-    shape = (at_middle[:, None, :] * (across[None, :, :] * along[:, :, None])).reshape(rows, nx)
+    if dtype == jnp.float64:
+        # E at the middle of each strip, and what leads from there to each of its rows: less than half of the
+        # exponentials. Not in float32, where products of large and small ones are off by some roundings, and for narrow
+        # and long sources by anything.
+        strip = math.gcd(rows, STRIP)
+        middle = ((first + np.arange(0.5 * (strip - 1), rows, strip) - at.y0) / at.sigma)[:, None]
+        away = ((np.arange(strip) - 0.5 * (strip - 1)) / at.sigma)[None, :]
+        at_middle = jnp.exp(-0.5 * (minus * middle * middle + x[None, :] * (plus * x[None, :] + rho * middle)))
+        across = jnp.exp(jnp.minimum(-0.5 * rho * away.T * x[None, :], STEEPEST))
+        along = jnp.exp(jnp.minimum(-0.5 * minus * away * (2.0 * middle + away), STEEPEST))
+        shape = (at_middle[:, None, :] * (across[None, :, :] * along[:, :, None])).reshape(rows, nx)
+    else:
+        shape = jnp.exp(-0.5 * ((minus * y * y)[:, None] + x[None, :] * (plus * x[None, :] + (rho * y)[:, None])))
 
     predicted = at.amp.astype(dtype) * shape
     if at.level:
@@ -277,14 +277,16 @@ def _together(maps, count, combine, start):
     )
 
 
-def log_sums(maps) -> list:
-    """The sums of the logarithms of some maps (rows, nx) of numbers from LARGEST^-2 to LARGEST^2, float64.
+def log_products(maps) -> list:
+    """sum log(1 + s) of some maps (rows, nx), 0 <= s <= LARGEST^2, float64.
 
-    Of products, since logarithms are slow: of 8 numbers, then of the mantissas of up to 64 of these.
+    Of products, since logarithms are slow: of 8 numbers, then of the mantissas of up to 64 of these. 1 + s is taken in
+    float64, because the sum of many s may be of weight where each is nothing beside 1.
     """
     if not maps:
         return []
-    products = _together([one.astype(jnp.float64) for one in maps], math.gcd(len(maps[0]), 8), jnp.multiply, 1)
+    factors = [1.0 + squares.astype(jnp.float64) for squares in maps]
+    products = _together(factors, math.gcd(len(factors[0]), 8), jnp.multiply, 1)
     bits = [jax.lax.bitcast_convert_type(one, jnp.int64) for one in products]
     exponents = [jnp.sum(jnp.right_shift(one, 52).astype(jnp.int32) - 1023) for one in bits]
     mantissas = [jax.lax.bitcast_convert_type(one & ((1 << 52) - 1) | (1023 << 52), jnp.float64) for one in bits]
@@ -449,7 +451,7 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
         # not exact the weight of least squares; and of psi's derivative in log scale, a quarter. Both parts of the
         # Hessian, psi' (d m / d p)^2 and -psi d2 m / d p^2, have the same polynomials but for the bends: so one map
         # for both, over amp. The model is linear in amp, so that its own entry, the sum of psi' E^2, has no other part.
-        e, v = tile.shape, tile.v
+        e, v, square = tile.shape, tile.v, tile.t * tile.t
         heavy = tile.weight * tile.weight * v
         psi = heavy * tile.residual
         bent = heavy * (flat + curved * v)
@@ -461,7 +463,7 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
             "psi": slope_tables(psi, tile, at),
             "s": [Sum(s), Sum(s * v)],
             "source": [Moments(e * (amp * shaped - newton * psi), 4), Sum(e * shaped)],
-            "logs": [Logs(v), Logs(ratio + (1.0 - ratio) * v)],
+            "logs": [Logs(square), Logs(jnp.minimum(ratio * square, LARGEST**2))],
         }
 
     found = total(asked, at, image)
@@ -471,7 +473,7 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
         for name, by in (("psi", 2.0), ("ground", 2.0), ("source", 2.0), ("cross", 4.0))
     )
     s, sv = (unit * one for one in found["s"])
-    logs, judged = found["logs"]
+    nll, judged = found["logs"]
     matrix = _ground_products(at, ground)
     matrix[2, 2] = source[1]
     for place in [(i, j) for i in range(6) for j in range(i + 1) if (i, j) != (2, 2)]:
@@ -494,9 +496,8 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
         for i, slope in enumerate(gradient)
     ]
     return Step(
-        # 1 + ratio t^2 is what is left of v over v.
-        judged=judged - logs + n * free[-1] - jnp.where(log_scale == free[-1], rounding, 0.0),
-        nll=n * log_scale - logs - rounding,
+        judged=judged + n * free[-1] - jnp.where(log_scale == free[-1], rounding, 0.0),
+        nll=nll + n * log_scale - rounding,
         gradient=gradient,
         matrix=matrix,
         spread=spread(s, sv, n),

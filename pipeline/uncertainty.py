@@ -229,8 +229,8 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
     gradient = (here.gradient / slope)[:p]
     rest = moments.dot(hessian, gradient)
     return Covariances(
-        pooled=with_scale(block, variance * of_biased(expected[-1] / jnp.sqrt(variance)) ** 2),
-        sandwich=sandwich,
+        pooled=_proper(with_scale(block, variance * of_biased(expected[-1] / jnp.sqrt(variance)) ** 2)),
+        sandwich=_proper(sandwich),
         hessian=hessian,
         fisher=with_scale(2.0 * scale * scale * inverse_products, 2.0 / n),
         bias=(expected * slope)[:p],
@@ -245,6 +245,11 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
         decrement=0.5 * jnp.sum(gradient * rest),
         spread=moments.spread(n * q1, n * (q1 - q2), n),
     )
+
+
+def _proper(covariance):
+    """NaN where rounding has left a variance that is none: where the matrix that is inverted is nearly singular."""
+    return jnp.where(jnp.all(jnp.diag(covariance) >= 0.0), covariance, jnp.nan)
 
 
 def of_biased(bias):

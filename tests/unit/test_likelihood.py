@@ -199,6 +199,44 @@ def test_derivatives_at_another_scale():
     )
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("ratio", [0.0784, 0.09, 0.2826, 0.34, 0.7, 1.0, 1.5])
+def test_nll_at_another_scale_is_off_by_no_more_than_its_pixels(dtype, ratio):
+    """Rounding that is the same for all pixels would refuse, or welcome, every step of a large image."""
+    r = np.random.default_rng(3)
+    image = Image(jnp.asarray(r.normal(0, 0.02, (128, 128)), dtype), jnp.ones((128, 128), dtype), jnp.zeros(2))
+    free = jnp.asarray([60.3, 61.2, 100.0, np.log(5.0), 0.1, -0.2, 0.0, np.log(30.0)])
+    n, to = jnp.asarray(128.0**2), free[-1] + 0.5 * np.log(ratio)
+    found = moments.step(list(free), image, n, to, jnp.asarray(False), fit_scale=False)
+    predicted = likelihood.predict(likelihood.to_public(free), image)
+    squares = np.square((np.asarray(image.data, float) - np.asarray(predicted)) / 30.0)
+    for nll, scale, of in ((found.judged, free[-1], squares), (found.nll, to, squares / ratio)):
+        assert abs(float(nll - n * scale) - np.sum(np.log1p(of))) < (1e-9 if dtype == np.float64 else 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(("sigma", "e"), [(0.3, 0.0), (0.3, 0.7), (0.3, 0.98), (0.5, 0.98), (2.0, 0.9), (9.0, 0.5)])
+@pytest.mark.parametrize("angle", [0.0, 0.25 * np.pi, 0.4 * np.pi])
+def test_a_source_is_the_same_on_every_row(dtype, sigma, e, angle):
+    """However narrow and long, and wherever between the rows that are taken together."""
+    image = Image(jnp.zeros((64, 48), dtype), jnp.ones((64, 48), dtype), jnp.zeros(2))
+    y, x = np.mgrid[:64, :48].astype(float)
+    for y0 in (30.1, 31.4, 32.3, 33.8):
+        source = [22.3, y0, 1.0, np.log(sigma), 2 * e * np.sin(2 * angle), e * np.cos(2 * angle)]
+        at = moments.frame([*map(jnp.asarray, source), jnp.asarray(0.0)], image)
+        found = moments.tile(at, image.data, image.weight, 0).shape
+        wanted = model.gaussian(np.array([*source[:3], sigma, *source[4:]]), x, y)
+        assert_allclose(found, wanted, rtol=0, atol=1e-13 if dtype == np.float64 else 2e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("shape", [(8, 8), (16, 24), (32, 32), (64, 8)])
+def test_moments_equal_autodiff_in_sizes_that_images_are_padded_to(dtype, shape):
+    free, image = case(17, 1, dtype, shape)
+    worst = largest_difference(free, image)
+    assert max(worst.values()) < (1e-12 if dtype == np.float64 else 2e-5), worst
+
+
 def test_vmap_equals_a_loop():
     cases = [case(seed, 1) for seed in range(4)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *cases)
@@ -217,24 +255,28 @@ def test_masked_pixels_count_for_nothing():
 
 
 @given(st.integers(0, 10**6))
-def test_sums_of_logarithms(seed):
-    """Of numbers as far apart as they may be, in any number of rows and columns."""
+def test_log_products_are_sums_of_logarithms(seed):
+    """Of squares as far apart as they may be, in any number of rows and columns."""
     r = np.random.default_rng(seed)
-    numbers = 10.0 ** r.uniform(-36, 36, (int(r.integers(1, 50)), int(r.integers(1, 50))))
-    numbers.flat[:2] = moments.LARGEST**-2
+    squares = 10.0 ** r.uniform(-20, 36, (int(r.integers(1, 50)), int(r.integers(1, 50))))
+    squares.flat[0] = moments.LARGEST**2
     for dtype in (np.float64, np.float32):
-        there = np.asarray(numbers, dtype)
-        for found, values in zip(
-            moments.log_sums([jnp.asarray(there), jnp.sqrt(there)]), (there, np.sqrt(there)), strict=True
-        ):
-            logs = np.log(values.astype(float))
-            assert_allclose(found, np.sum(logs), rtol=0, atol=1e-13 * np.sum(np.abs(logs)))
+        there = np.asarray(squares, dtype)
+        maps = [there, np.sqrt(there)]
+        for found, squares_of_one in zip(moments.log_products(list(map(jnp.asarray, maps))), maps, strict=True):
+            assert_allclose(found, np.sum(np.log1p(squares_of_one.astype(float))), rtol=1e-13)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 12, 64])
+def test_log_products_of_the_largest_squares(rows):
+    squares = np.full((rows, 16), moments.LARGEST**2)
+    assert_allclose(moments.log_products([jnp.asarray(squares)])[0], np.sum(np.log1p(squares)), rtol=1e-13)
 
 
 @pytest.mark.parametrize("lost", [np.nan, np.inf])
 def test_a_number_that_is_none_is_not_lost_in_a_sum_of_logarithms(lost):
-    numbers = jnp.ones((16, 8)).at[3, 5].set(lost)
-    assert np.isnan(moments.log_sums([numbers])[0])
+    squares = jnp.ones((16, 8)).at[3, 5].set(lost)
+    assert np.isnan(moments.log_products([squares])[0])
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 6, 8, 20, 32, 40])

@@ -149,7 +149,7 @@ def test_programs_of_the_fit_can_be_kept_for_a_gpu(store, monkeypatch, settings)
 
     monkeypatch.setattr(traced, "_program", only_exported)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    for name, size in (("BATCH", 4), ("PIXELS", 1 << 10), ("QUEUE", 1 << 10)):
+    for name, size in (("BATCH", 4), ("BYTES", 1 << 13), ("QUEUE", 1 << 10)):
         monkeypatch.setattr(fit, f"ACCELERATOR_{name}", size)
     wanted = ["prepare_all", "minimise", "solve_all", "describe_all"]
     for name in wanted:  # what other tests have is not asked
