@@ -328,7 +328,7 @@ def test_the_certificate_is_shown_and_what_is_off_is_marked(tmp_path):
     assert len(points) == 12
     assert [bool(off) for off, _ in points] == [False, False, True, True, False, False] * 2
     assert float(points[2][1]) > float(points[0][1]) > float(points[1][1])
-    assert "It took 0.5 s, 5.0 % of the time of all fits" in Page(section).words()
+    assert "It took 0.5 s, 5.0 % of the time of the last jobs that fitted" in Page(section).words()
 
 
 def test_a_certificate_of_nothing_says_so(tmp_path):
