@@ -8,9 +8,10 @@ left are sums of a few products of numbers. Equal to `likelihood.terms` to round
 
 What a caller wants of the pixels it asks for: a function of a `Tile` returns a tree of `Moments`, `Sum` and `Logs`, and
 `total` gives back the tree of their values. On a processor the time goes into operations on maps, of which no compiler
-makes fewer: so maps have no factor that is the same for all pixels, which the sums get afterwards, and the exponential
-is that of strips of rows, times small ones that lead from there to each row. Up to MAPS_AT_ONCE maps, each with a power
-of Y, are added along y in one pass; what is left of each, one row, goes into one small product with the powers of X.
+makes fewer: so factors that are the same for all pixels are left to the sums, where they can be, and in float64 the
+exponential is that of strips of rows, times small ones that lead from there to each row. Up to MAPS_AT_ONCE maps, each
+with a power of Y, are added along y in one pass; what is left of each, one row, goes into one small product with the
+powers of X.
 
 Coordinates move with the source and are measured in its width, which keeps float32 accurate anywhere in any image.
 Pixels are taken in the floating-point type of the image, everything else in that of the parameters. Images too large
@@ -64,9 +65,9 @@ class Frame(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Some rows of an image under a model: the powers of X (nx, 5) and Y (5, rows), and maps (rows, nx).
+    """Some rows of an image under a model: X (nx,), the powers of Y (5, rows), and maps (rows, nx).
 
-    columns : (nx, 8), the powers of X again, in float64, and zeros: products of this width are the fastest. shape : E.
+    columns : (nx, 8), the powers of X in float64, and zeros: products of this width are the fastest. shape : E.
     weight : that of the image. residual : data - model. t : residual / half-width, 0 where unused. v : 1 / (1 + t^2), 1
     where unused. s : t^2 / (1 + t^2), 0 where unused.
     """
@@ -214,7 +215,7 @@ def tile(at: Frame, data, weight, first) -> Tile:
     square = t * t
     v = 1.0 / (1.0 + square)
     powers = jnp.pad(_powers(columns).T, ((0, 0), (0, 3)))
-    return Tile(_powers(x).T, _powers(y), powers, shape, weight, residual, t, v, square * v)
+    return Tile(x, _powers(y), powers, shape, weight, residual, t, v, square * v)
 
 
 def _plane(at: Frame) -> list:
@@ -302,7 +303,7 @@ def log_products(maps) -> list:
 def grid(poly: Polynomial, tile: Tile):
     """The values of a polynomial of degree <= 4 at the pixels of a tile (rows, nx), by Horner's rule along x."""
     dtype = tile.x.dtype
-    x, zero = tile.x[None, :, 1], jnp.zeros((tile.y.shape[1], 1), dtype)
+    x, zero = tile.x[None, :], jnp.zeros((tile.y.shape[1], 1), dtype)
     value = zero
     for i in range(max(i for i, _ in poly), -1, -1):
         terms = (jnp.asarray(c, dtype) * tile.y[j][:, None] for (k, j), c in poly.items() if k == i)
