@@ -186,7 +186,7 @@ def tile(at: Frame, data, weight, first) -> Tile:
     dtype = data.dtype
     # Constants, not the compiler's counters: of these it makes new ones for each tile, and never sees that they agree.
     columns = (np.arange(nx, dtype=at.x0.dtype) - at.x0) / at.sigma
-    x = columns.astype(dtype)
+    x = jnp.asarray(columns, dtype)
     y = ((first + np.arange(rows, dtype=at.x0.dtype) - at.y0) / at.sigma).astype(dtype)
     rho, plus, minus = (value.astype(dtype) for value in (at.rho, 1.0 + at.diff, 1.0 - at.diff))
 
