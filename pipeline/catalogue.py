@@ -17,7 +17,7 @@ A table is a compound dataset beside ``<name>.__table_column_meta__``, which is 
 ``QTable.read(path, path="catalogue")`` knows units and descriptions, and ``.write("catalogue.fits")`` on what it gives
 is for TOPCAT; h5py, PyTables and ``pandas.read_hdf(path, key="catalogue")`` read the same dataset. Text is fixed-length
 UTF-8 in bytes; bytes of a file name that are not UTF-8 are kept as they are (pandas alone refuses these). Nothing is
-compressed: gzip would save an eighth, and take four times as long as all else that merging does. The same parts give
+compressed: gzip would save an eighth, and take three times as long as all else that merging does. The same parts give
 the same file, byte by byte: no times are kept.
 """
 

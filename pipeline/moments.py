@@ -343,8 +343,8 @@ def tables(weights, tile: Tile, at: Frame) -> list:
 def dot(left, right):
     """left @ right.T of two small matrices, or of a matrix and a vector.
 
-    Term by term: all of a batch in one go. As a matrix product it would be a call for each, which takes 5 times as
-    long, and as a sum along an axis 6 times.
+    Term by term: all of a batch in one go. Of 6 x 6 numbers a matrix product, a call for each, takes 5 times as long,
+    and a sum along an axis 6 times.
     """
     if right.ndim == 1:
         return sum(left[:, k] * right[k] for k in range(len(right)))

@@ -84,12 +84,11 @@ class Sums(NamedTuple):
     powers: list
 
 
-def sums(places, image: likelihood.Image, n) -> Sums:
-    """`Sums` at a place, a list of the q numbers of the free vector; other arguments as those of `covariances`."""
-    # One list of numbers: the compiler then sees that the pixels are those of `covariances`.
-    q = len(places)
-    at = moments.frame(places, image)
-    step = moments.step(places, image, n, places[-1], jnp.asarray(True), fit_scale=True)
+def sums(free, image: likelihood.Image, n) -> Sums:
+    """`Sums` at ``free``; arguments as those of `covariances`."""
+    q = free.shape[0]
+    at = moments.frame(list(free), image)
+    step = moments.step(list(free), image, n, free[-1], jnp.asarray(True), fit_scale=True)
 
     def of(tile):
         square = tile.weight * tile.weight
@@ -101,7 +100,8 @@ def sums(places, image: likelihood.Image, n) -> Sums:
         }
 
     found = moments.total(of, at, image)
-    # The score in log scale is 1 - 2 s = 2 v - 1, its derivative 4 s v; that of the score in p_i is 4 v times that.
+    # A pixel's score in log scale is 1 - 2 s = 2 v - 1, with the derivative 4 s v; that in p_i is -psi d m / d p_i, with
+    # the derivative 2 v psi d m / d p_i in log scale. So sums of their products are sums of these.
     s, sv = 0.5 * (n - step.gradient[-1]), 0.25 * step.matrix[q - 1, q - 1]
     powers = [s / n, (s - sv) / n, *(power / n for power in found["powers"])]
     cross = -jnp.stack([step.matrix[q - 1, i] + step.gradient[i] for i in range(q - 1)])
@@ -186,15 +186,14 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
     p = q if fit_scale else q - 1
     public = likelihood.to_public(free)
     scale = public[-1]
-    places = list(free)
-    here = sums(places, image, n)
+    here = sums(free, image, n)
     observed, scores = likelihood.to_public_matrices(public, here.gradient, here.hessian, here.scores)
     hessian_matrix = observed[:p, :p]
     hessian = inverse(hessian_matrix)
     sandwich = moments.enclosed(hessian, scores[:p, :p])
 
     inverse_products = inverse(here.products)
-    at = moments.frame(places, image)
+    at = moments.frame(list(free), image)
     # Log sigma and log scale to sigma and scale; what follows is linear in the derivatives.
     slope = jnp.ones(q, free.dtype).at[3].set(public[3]).at[-1].set(scale)
 

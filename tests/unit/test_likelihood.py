@@ -24,7 +24,7 @@ def by_moments(free, image):
     exact, positive = (
         moments.step(places, image, n, free[-1], jnp.asarray(which), fit_scale=True) for which in (True, False)
     )
-    sums = uncertainty.sums(list(free), image, n)
+    sums = uncertainty.sums(free, image, n)
     p = len(free)
     return likelihood.Terms(
         sums.nll - jnp.sum(jnp.log(jnp.where(image.weight > 0, image.weight, 1.0))).astype(free.dtype),
