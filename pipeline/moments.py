@@ -288,14 +288,11 @@ def log_products(maps) -> list:
         return []
     factors = [1.0 + squares.astype(jnp.float64) for squares in maps]
     products = _together(factors, math.gcd(len(factors[0]), 8), jnp.multiply, 1)
-    bits = [jax.lax.bitcast_convert_type(one, jnp.int64) for one in products]
-    exponents = [jnp.sum(jnp.right_shift(one, 52).astype(jnp.int32) - 1023) for one in bits]
-    mantissas = [jax.lax.bitcast_convert_type(one & ((1 << 52) - 1) | (1023 << 52), jnp.float64) for one in bits]
-    mantissas = [jnp.where(jnp.isfinite(of), one, jnp.nan) for one, of in zip(mantissas, products, strict=True)]
+    mantissas, exponents = zip(*map(jnp.frexp, products), strict=True)
     for _ in range(2):  # along y, then along x
         mantissas = [one.T for one in _together(mantissas, math.gcd(len(mantissas[0]), 8), jnp.multiply, 1)]
     return [
-        math.log(2.0) * exponent.astype(jnp.float64) + jnp.sum(jnp.log(mantissa))
+        math.log(2.0) * jnp.sum(exponent).astype(jnp.float64) + jnp.sum(jnp.log(mantissa))
         for exponent, mantissa in zip(exponents, mantissas, strict=True)
     ]
 

@@ -100,8 +100,8 @@ def sums(free, image: likelihood.Image, n) -> Sums:
         }
 
     found = moments.total(of, at, image)
-    # A pixel's score in log scale is 1 - 2 s = 2 v - 1, with the derivative 4 s v; that in p_i is -psi d m / d p_i, with
-    # the derivative 2 v psi d m / d p_i in log scale. So sums of their products are sums of these.
+    # A pixel's score in log scale is 1 - 2 s = 2 v - 1, and 4 s v its derivative there; the score in p_i is
+    # -psi d m / d p_i, and -2 v times it its derivative in log scale: products of scores are sums of these.
     s, sv = 0.5 * (n - step.gradient[-1]), 0.25 * step.matrix[q - 1, q - 1]
     powers = [s / n, (s - sv) / n, *(power / n for power in found["powers"])]
     cross = -jnp.stack([step.matrix[q - 1, i] + step.gradient[i] for i in range(q - 1)])
