@@ -440,7 +440,7 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
     at = frame([*free[:-1], log_scale], image)
     dtype = image.data.dtype
     ratio = jnp.exp(2.0 * (log_scale - free[-1])).astype(dtype)
-    newton, amp, most = exact.astype(dtype), at.amp.astype(dtype), (at.scale * at.scale).astype(dtype)
+    newton, amp = exact.astype(dtype), at.amp.astype(dtype)
     flat, curved = 1.0 - 2.0 * newton, 2.0 * newton
     degree = len(at.level) // 2
 
@@ -454,12 +454,11 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
         psi = heavy * tile.residual
         bent = heavy * (flat + curved * v)
         shaped = e * bent
-        s = jnp.minimum(psi * tile.residual, most)  # is more only where t is cut off
         return {
             "cross": slope_tables(psi * v, tile, at) if fit_scale else [],
             "ground": [Moments(shaped, 2 + degree), Moments(bent, 2 * degree)] if at.level else [],
             "psi": slope_tables(psi, tile, at),
-            "s": [Sum(s), Sum(s * v)],
+            "s": [Sum(tile.s), Sum(tile.s * v)],
             "source": [Moments(e * (amp * shaped - newton * psi), 4), Sum(e * shaped)],
             "logs": [Logs(square), Logs(jnp.minimum(ratio * square, LARGEST**2))],
         }
@@ -470,8 +469,7 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
         [by * unit * table for table in found[name]]
         for name, by in (("psi", 2.0), ("ground", 2.0), ("source", 2.0), ("cross", 4.0))
     )
-    s, sv = (unit * one for one in found["s"])
-    nll, judged = found["logs"]
+    (s, sv), (nll, judged) = found["s"], found["logs"]
     matrix = _ground_products(at, ground)
     matrix[2, 2] = source[1]
     for place in [(i, j) for i in range(6) for j in range(i + 1) if (i, j) != (2, 2)]:

@@ -60,9 +60,8 @@ def run(queue, count, *, begin, step, going, result, slots, burst):
             def swap(i, carry):
                 packed, results = carry
                 slot = order[i]
-                here = jax.lax.dynamic_index_in_dim(rows, slot, keepdims=True)
-                results = jax.lax.dynamic_update_slice_in_dim(results, here, index[slot], 0)
-                return [_put(a, slot, b, follower[slot]) for a, b in zip(packed, queue, strict=True)], results
+                packed = [_put(a, slot, b, follower[slot]) for a, b in zip(packed, queue, strict=True)]
+                return packed, _put(results, index[slot], rows, slot)
 
             packed, results = jax.lax.fori_loop(0, jnp.sum(done), swap, (packed, results))
         else:
@@ -90,7 +89,8 @@ def _put(into, place, of, number):
 def _packed(queue):
     """A queue as few arrays, so that to move a problem takes few operations; and what makes of some rows a tree again.
 
-    Numbers and vectors go into one array of float64, which holds whole numbers below 2^53 too.
+    Moved leaf by leaf, fits in slots take a thirtieth longer. Numbers and vectors go into one array of float64, which
+    holds whole numbers below 2^53 too.
     """
     leaves, tree = jax.tree.flatten(queue)
     small = [leaf for leaf in leaves if leaf.ndim <= 2]
