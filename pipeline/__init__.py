@@ -22,6 +22,7 @@ resources    memory and time that a job asks for
 model        the Gaussian and what is derived from it
 simulate     images with known truth
 likelihood   the Cauchy likelihood and its derivatives, by automatic differentiation
+reductions   sums over many maps at once
 moments      the same derivatives of the built-in model, a thousand times as fast
 start        first guess
 newton       one step of the minimiser; knows no images

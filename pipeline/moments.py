@@ -9,9 +9,8 @@ left are sums of a few products of numbers. Equal to `likelihood.terms` to round
 What a caller wants of the pixels it asks for: a function of a `Tile` returns a tree of `Moments`, `Sum` and `Logs`, and
 `total` gives back the tree of their values. On a processor the time goes into operations on maps, of which no compiler
 makes fewer: so factors that are the same for all pixels are left to the sums, where they can be, and in float64 the
-exponential is that of strips of rows, times small ones that lead from there to each row. Up to MAPS_AT_ONCE maps, each
-with a power of Y, are added along y in one pass; what is left of each, one row, goes into one small product with the
-powers of X.
+exponential is that of strips of rows, times small ones that lead from there to each row. Maps times powers of Y are
+added along y (`pipeline.reductions`); what is left of each, one row, goes into one small product with the powers of X.
 
 Coordinates move with the source and are measured in its width, which keeps float32 accurate anywhere in any image.
 Pixels are taken in the floating-point type of the image, everything else in that of the parameters. Images too large
@@ -27,13 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pipeline.likelihood import Image
+from pipeline.reductions import LARGEST, STRIP, column_sums, log_products
 
 TILE_PIXELS = 1 << 17  # most pixels taken at once; the Hessian of 3000 x 3000 by 2^15 takes 1.2 times as long on one
 # thread, 2.2 times on two
-# Rows that are added in one go, and in float64 share exponentials; by 8 a step takes as long, the covariances twice.
-STRIP = 4
-MAPS_AT_ONCE = 6  # most maps in one pass; with 7 a step takes twice as long
-LARGEST = 1e18  # residual over half-width, whose square still is a float32 number, and the product of 8 a float64 one
 STEEPEST = 340.0  # exponent within a strip: the product of two is a number
 
 Polynomial = dict[tuple[int, int], jax.Array]  # coefficients of X^i Y^j
@@ -192,8 +188,8 @@ def tile(at: Frame, data, weight, first) -> Tile:
 
     if dtype == jnp.float64:
         # E at the middle of each strip, and what leads from there to each of its rows: less than half of the
-        # exponentials. Not in float32, where products of large and small ones are off by some roundings, and for narrow
-        # and long sources by anything.
+        # exponentials. Not in float32, where they are too large or too small for sources that are narrow and long: at
+        # sigma 0.3 and ellipticity 0.98 E would be off by a quarter of the peak, and everywhere by three roundings.
         strip = math.gcd(rows, STRIP)
         middle = ((first + np.arange(0.5 * (strip - 1), rows, strip) - at.y0) / at.sigma)[:, None]
         away = ((np.arange(strip) - 0.5 * (strip - 1)) / at.sigma)[None, :]
@@ -247,54 +243,6 @@ def _rounded(at: Frame, dtype) -> tuple[dict, jax.Array]:
 def _powers(x):
     square = x * x
     return jnp.stack([jnp.ones_like(x), x, square, square * x, square * square])
-
-
-def column_sums(rows) -> list:
-    """The sums along y, each (nx,), of maps (rows, nx); of each list, of at most MAPS_AT_ONCE, in one pass."""
-    passes: list[list] = []
-    for maps in rows:
-        if not passes or len(passes[-1]) + len(maps) > MAPS_AT_ONCE:
-            passes.append([])
-        passes[-1] += maps
-    return [line for maps in passes for line in _added(maps)]
-
-
-def _added(maps) -> list:
-    """The sums along y of a few maps (rows, nx), in one pass over all of them; each (nx,)."""
-    together = math.gcd(len(maps[0]), STRIP)
-    while len(maps[0]) > 1:
-        maps = _together(maps, together if together > 1 else len(maps[0]), jnp.add, 0)
-        together = math.gcd(len(maps[0]), 8)
-    return [one[0] for one in maps]
-
-
-def _together(maps, count, combine, start):
-    """Maps (rows, nx) with each ``count`` rows combined to one, all maps in one pass; arrays (rows / count, nx)."""
-    return jax.lax.reduce(
-        tuple(one.reshape(-1, count, one.shape[1]) for one in maps),
-        tuple(jnp.asarray(start, one.dtype) for one in maps),
-        lambda a, b: tuple(map(combine, a, b)),
-        (1,),
-    )
-
-
-def log_products(maps) -> list:
-    """sum log(1 + s) of some maps (rows, nx), 0 <= s <= LARGEST^2, float64.
-
-    Of products, since logarithms are slow: of 8 numbers, then of the mantissas of up to 64 of these. 1 + s is taken in
-    float64, because the sum of many s may be of weight where each is nothing beside 1.
-    """
-    if not maps:
-        return []
-    factors = [1.0 + squares.astype(jnp.float64) for squares in maps]
-    products = _together(factors, math.gcd(len(factors[0]), 8), jnp.multiply, 1)
-    mantissas, exponents = zip(*map(jnp.frexp, products), strict=True)
-    for _ in range(2):  # along y, then along x
-        mantissas = [one.T for one in _together(mantissas, math.gcd(len(mantissas[0]), 8), jnp.multiply, 1)]
-    return [
-        math.log(2.0) * jnp.sum(exponent).astype(jnp.float64) + jnp.sum(jnp.log(mantissa))
-        for exponent, mantissa in zip(exponents, mantissas, strict=True)
-    ]
 
 
 def grid(poly: Polynomial, tile: Tile):

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pipeline.likelihood import Image
-from pipeline.moments import LARGEST, matmul
+from pipeline.moments import matmul
+from pipeline.reductions import LARGEST
 
 ACCURACY = 5e-3  # of quantiles
 FILTER_WIDTH, FILTER_REACH = 0.8, 3  # binned pixels, from 2 x 2 up

@@ -109,6 +109,17 @@ def test_indefinite_hessian_gives_nan_in_its_two_covariances_only():
     assert np.isfinite(four.pooled).all()
 
 
+@pytest.mark.parametrize("short", [1e-9, 1e-10, 3e-11, 1e-11, 3e-12])
+def test_no_variance_is_negative(short):
+    """Where a source is hardly bounded, the matrices that are inverted are singular but for rounding."""
+    diff = -np.sqrt((1 - short) ** 2 - 0.15**2)
+    source = [18.2125, 27.6265, -0.3737, 6.0222, 0.3, diff, 0.1122, 1.0076]
+    four, _, _ = at(source, stamps.draw(1, (5, 10), seed=1)[0][0])
+    for kind in columns.COVARIANCES:
+        variances = np.diag(getattr(four, kind))
+        assert not (variances < 0).any()  # NaN is no number below 0
+
+
 def test_all_are_symmetric_and_positive(solved):
     four, _, _ = solved
     for kind in columns.COVARIANCES:
