@@ -54,11 +54,11 @@ class Piece(NamedTuple):
 
 
 def of_blocks(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: list[Rejected]) -> Iterator[list[Piece]]:
-    """Read the images of all blocks; those of one size together, not many more than BATCH_PIXELS at a time.
+    """Read the images of all blocks; those of one size and type together, not many more than BATCH_PIXELS at a time.
 
     What cannot be read goes to ``rejected``, a row an image, and stops nothing.
     """
-    waiting: dict[tuple[int, int], list[Piece]] = {}
+    waiting: dict[tuple[tuple[int, int], np.dtype], list[Piece]] = {}
     pixels = position = 0
     for block in blocks:
         shape = image_shape(block, reading["cutouts"])
@@ -69,7 +69,8 @@ def of_blocks(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: lis
                 # Now, while the reader still knows where the header lies.
                 sky = _sky(block.file, block.hdu, block.version, reading["column"])
                 place = position + start - block.start
-                waiting.setdefault(shape, []).append(Piece(block, start, place, stack, carried, sky))
+                # By type too: pixels that neighbours make wider would be fitted by other numbers, to rounding.
+                waiting.setdefault((shape, stack.data.dtype), []).append(Piece(block, start, place, stack, carried, sky))
                 pixels += stack.data.size
             if pixels >= BATCH_PIXELS:
                 yield from waiting.values()

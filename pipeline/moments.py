@@ -30,6 +30,7 @@ from pipeline.reductions import LARGEST, STRIP, column_sums, log_products
 
 TILE_PIXELS = 1 << 17  # most pixels taken at once; the Hessian of 3000 x 3000 by 2^15 takes 1.2 times as long on one
 # thread, 2.2 times on two
+DEGREE = 6  # most that a moment has
 STEEPEST = 340.0  # exponent within a strip: the product of two is a number
 
 Polynomial = dict[tuple[int, int], jax.Array]  # coefficients of X^i Y^j
@@ -61,7 +62,7 @@ class Frame(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Some rows of an image under a model: X (nx,), the powers of Y (5, rows), and maps (rows, nx).
+    """Some rows of an image under a model: X (nx,), the powers of Y (7, rows), and maps (rows, nx).
 
     columns : (nx, 8), the powers of X in float64, and zeros: products of this width are the fastest. shape : E.
     weight : that of the image. residual : data - model. t : residual / half-width, 0 where unused. v : 1 / (1 + t^2), 1
@@ -210,7 +211,7 @@ def tile(at: Frame, data, weight, first) -> Tile:
     t = jnp.clip(residual * (weight * (1.0 / at.scale).astype(dtype)), -LARGEST, LARGEST)
     square = t * t
     v = 1.0 / (1.0 + square)
-    powers = jnp.pad(_powers(columns).T, ((0, 0), (0, 3)))
+    powers = jnp.pad(_powers(columns).T, ((0, 0), (0, 7 - DEGREE)))
     return Tile(x, _powers(y), powers, shape, weight, residual, t, v, square * v)
 
 
@@ -241,8 +242,10 @@ def _rounded(at: Frame, dtype) -> tuple[dict, jax.Array]:
 
 
 def _powers(x):
-    square = x * x
-    return jnp.stack([jnp.ones_like(x), x, square, square * x, square * square])
+    powers = [jnp.ones_like(x)]
+    for _ in range(DEGREE):
+        powers.append(powers[-1] * x)
+    return jnp.stack(powers)
 
 
 def grid(poly: Polynomial, tile: Tile):
@@ -276,13 +279,16 @@ def integral(poly: Polynomial, moments):
     return sum(value * (moments[j, i] if moments.ndim else moments) for (i, j), value in poly.items())
 
 
-def tables(weights, tile: Tile, at: Frame) -> list:
-    """To ask for: the moments of a map w that sum w (d m / d p_i) (d m / d p_j) is made of: of w E^2, w E and w."""
-    source = Moments(weights * (tile.shape * tile.shape), 4)
+def tables(weights, tile: Tile, at: Frame, more: int = 0) -> list:
+    """To ask for: the moments of a map w that sum w (d m / d p_i) (d m / d p_j) is made of: of w E^2, w E and w.
+
+    more : by how much higher a degree those with E have, for `slopes_times`.
+    """
+    source = Moments(weights * (tile.shape * tile.shape), 4 + more)
     if not at.level:
         return [source]
     degree = len(at.level) // 2
-    return [source, Moments(weights * tile.shape, 2 + degree), Moments(weights, 2 * degree)]
+    return [source, Moments(weights * tile.shape, 2 + degree + more), Moments(weights, 2 * degree)]
 
 
 def dot(left, right):
@@ -351,6 +357,19 @@ def slopes(at: Frame, moments: list) -> list:
     """sum w (d m / d p_i) from the values of `slope_tables`, for source and background."""
     source = [factor * integral(poly, moments[0]) for factor, poly in zip(at.factors, at.slopes, strict=True)]
     return source + [integral(poly, moments[1]) for poly in at.ground]
+
+
+def slopes_times(poly: Polynomial, at: Frame, found: list) -> list:
+    """sum w E P (d m / d p_i) for a polynomial P from the values of `tables` of w, ``more`` the degree of P - 2.
+
+    Moments of a map times a polynomial are moments of the map: no pixel is looked at again.
+    """
+
+    def times(table, degree):
+        shifted = (value * table[j : j + degree + 1, i : i + degree + 1] for (i, j), value in poly.items())
+        return sum(shifted, start=jnp.zeros((degree + 1, degree + 1), table.dtype))
+
+    return slopes(at, [times(table, degree) for table, degree in zip(found, (2, len(at.level) // 2), strict=False)])
 
 
 class Step(NamedTuple):

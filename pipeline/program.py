@@ -104,11 +104,11 @@ def prepare(data, mask, noise, shape, dials: Dials, *, n_background: int, fit_sc
 
     Parameters
     ----------
-    data : float64 array (ny, nx)
+    data : float64 or float32 array (ny, nx)
         Image; anything where masked.
     mask : bool array (ny, nx)
         True = not used.
-    noise : float64 array (ny, nx) or None
+    noise : float64 or float32 array (ny, nx) or None
         1-sigma map that multiplies the scale; None = 1 everywhere, in image units.
     shape : int array (2,)
         ny, nx before padding.
@@ -130,15 +130,16 @@ def prepare(data, mask, noise, shape, dials: Dials, *, n_background: int, fit_sc
         good &= jnp.isfinite(noise) & (noise > 0)
         # The quieter pixels set the unit: amplitudes are compared with their noise.
         typical = start.quantiles(jnp.where(good, noise, 1.0), good, (0.25, 0.5, 0.75))[0]
-        noise_unit = _power_of_two(jnp.where(jnp.any(good), typical, 1.0))
-        relative = jnp.maximum(noise / noise_unit, 1.0 / MOST_NOISE)
+        noise_unit = _power_of_two(jnp.where(jnp.any(good), typical.astype(float), 1.0))
+        relative = jnp.maximum(noise.astype(float) / noise_unit, 1.0 / MOST_NOISE)
         good &= relative <= MOST_NOISE
         relative = jnp.where(good, relative, 1.0)
     n = jnp.sum(good, dtype=jnp.int32).astype(float)
     enough = n >= 2 * (6 + n_background + fit_scale)
     data = jnp.where(good, data, 0.0)
 
-    low, middle, high = start.quantiles(data, good, (0.25, 0.5, 0.75))
+    low, middle, high = start.quantiles(data, good, (0.25, 0.5, 0.75)).astype(float)
+    data = data.astype(float)
     offset = middle if n_background else dials.level
     half_spread = 0.5 * (high - low)
     mean_deviation = jnp.sum(jnp.where(good, jnp.abs(data - offset), 0.0)) / jnp.maximum(n, 1.0)

@@ -41,14 +41,12 @@ def residuals(free, image: likelihood.Image, n, four: uncertainty.Covariances):
 
     def asked(tile):
         loss = -jnp.log(tile.v.astype(jnp.float32)).astype(tile.v.dtype)  # 0 where unused; float32 is near enough
-        square = tile.weight * tile.weight
-        bump = moments.bump(tile, at)
+        bump = tile.weight * moments.bump(tile, at)
         return {
             "outliers": outliers(tile),
             "losses": [*map(moments.Sum, (loss, tile.shape * loss, loss * loss))],
-            "score": moments.Sum(tile.t * tile.v * tile.weight * bump),
-            "bump": moments.Sum(square * bump * bump),
-            "along": moments.slope_tables(square * bump, tile, at),
+            "score": moments.Sum(tile.t * tile.v * bump),
+            "bump": moments.Sum(bump * bump),
         }
 
     found = moments.total(asked, at, image)
@@ -57,7 +55,8 @@ def residuals(free, image: likelihood.Image, n, four: uncertainty.Covariances):
     # Rounding may leave a negative square where all are equal.
     spread = jnp.maximum(ww - w * w / n, 0.0) * jnp.maximum(ll - loss * loss / n, 0.0)
     taken = 0.5 * four.spread * (wh - w / n * len(four.inverse_products))
-    along = jnp.stack(moments.slopes(at, found["along"]))
+    square = moments.multiply(at.slopes[3], at.slopes[3])  # that of `moments.bump`
+    along = jnp.stack(moments.slopes_times(square, at, four.tables))
     new = jnp.maximum(found["bump"] - jnp.sum(moments.dot(four.inverse_products, along) * along), 0.0)
     q1, q2 = four.powers[:2]
     misfit = (wl - w * loss / n + taken) * jnp.sqrt(n / spread)

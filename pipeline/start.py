@@ -27,8 +27,8 @@ CORE = 8.0  # most that a peak may exceed the median of its 9 pixels: a Gaussian
 
 
 def _ordered(bits):
-    """Bits (int64) of float64 numbers as integers that order as the numbers do, and back: it is its own inverse."""
-    return jnp.where(bits < 0, bits ^ jnp.iinfo(jnp.int64).max, bits)
+    """Bits of floating-point numbers as integers that order as the numbers do, and back: it is its own inverse."""
+    return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
 
 
 def quantiles(values, used, probabilities):
@@ -38,10 +38,11 @@ def quantiles(values, used, probabilities):
     at a time, from the highest, so that pixels are compared as numbers of one byte, 64 at once on a CPU: a tenth of the
     time of sorting. Where first and last are equal, they are exact.
 
-    values : float64 array, finite. used : bool array of its shape. probabilities : k rising numbers. Returns (k,).
+    values : float64 or float32 array, finite. used : bool array of its shape. probabilities : k rising numbers. Returns
+    (k,), of the type of the values.
     """
-    limits = jnp.iinfo(jnp.int64)
-    keys = jnp.where(used, _ordered(jax.lax.bitcast_convert_type(values, jnp.int64)), limits.max)
+    limits = jnp.iinfo({4: jnp.int32, 8: jnp.int64}[values.dtype.itemsize])
+    keys = jnp.where(used, _ordered(jax.lax.bitcast_convert_type(values, limits.dtype)), limits.max)
     count = jnp.sum(used, dtype=jnp.int32).astype(float)
     ranks = jnp.stack([jnp.ceil(probability * count) for probability in probabilities]).astype(jnp.float32)
     narrow = jnp.int8 if values.shape[0] <= jnp.iinfo(jnp.int8).max else jnp.int32
@@ -51,7 +52,7 @@ def quantiles(values, used, probabilities):
 
     def last(first, unknown):
         """The largest key that differs from the first, the smallest, in no more than the lowest, unknown bits."""
-        return first + (jnp.left_shift(1, unknown) - 1)
+        return first + (jnp.left_shift(jnp.ones_like(first), unknown) - 1)
 
     def descend(first, rank, unknown):
         shift = unknown - 8
@@ -75,7 +76,7 @@ def quantiles(values, used, probabilities):
         low, high = value(firsts), value(last(firsts, unknown))
         return (unknown > 0) & ~(jnp.max(high - low) < ACCURACY * (low[-1] - high[0]))
 
-    nothing = (jnp.full(len(probabilities), limits.min), jnp.asarray(64))
+    nothing = (jnp.full(len(probabilities), limits.min, limits.dtype), jnp.asarray(limits.bits, limits.dtype))
     return value(jax.lax.while_loop(unclear, descend_all, nothing)[0])
 
 

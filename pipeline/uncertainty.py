@@ -20,7 +20,8 @@ class Covariances(NamedTuple):
     """Four covariances (p, p) of the fitted parameters; NaN where one is undefined. ``hessian_matrix`` is H itself.
 
     ``bias`` (p,) is what to expect of the fitted parameters beyond the truth, see `_bias` and `scale_bias`.
-    ``inverse_products`` (q - 1, q - 1) is M^-1 of `covariances`, in the free vector; ``powers`` those of `Sums`;
+    ``inverse_products`` (q - 1, q - 1) is M^-1 of `covariances`, in the free vector; ``tables`` and ``powers`` are those
+    of `Sums`;
     ``shape_sums`` (3,) of the shape E of the source, of E^2, and of E times the leverage, over the used pixels, NaN for
     correlated noise. ``misfits``, two, are those of correlated noise, see `quality.residuals`, and None else.
     ``kernel_fwhm`` tells how far noise is correlated, NaN = not asked. ``nll`` is the value there, without what the
@@ -35,6 +36,7 @@ class Covariances(NamedTuple):
     bias: jax.Array
     hessian_matrix: jax.Array
     inverse_products: jax.Array
+    tables: list
     powers: list
     shape_sums: jax.Array
     misfits: tuple[jax.Array, jax.Array] | None
@@ -72,7 +74,8 @@ class Sums(NamedTuple):
 
     nll : without the sum of log u, u the noise map, which does not depend on the parameters.
     scores : (q, q), the sum of outer products of the pixels' gradients. products : (q - 1, q - 1), the sum of
-    grad m grad m^T / u^2, u the noise map. powers : the means of s, s^2, s^3, s^4 over the used pixels, where
+    grad m grad m^T / u^2, u the noise map. tables : what it is made of, `pipeline.moments.tables` of 1 / u^2, two degrees
+    higher than it takes. powers : the means of s, s^2, s^3, s^4 over the used pixels, where
     s = t^2 / (1 + t^2) and t is the residual over the half-width.
     """
 
@@ -81,6 +84,7 @@ class Sums(NamedTuple):
     hessian: jax.Array
     scores: jax.Array
     products: jax.Array
+    tables: list
     powers: list
 
 
@@ -95,7 +99,7 @@ def sums(free, image: likelihood.Image, n) -> Sums:
         score = square * tile.v * tile.residual
         return {
             "powers": [moments.Sum(tile.s**k) for k in (3, 4)],
-            "products": moments.tables(square, tile, at),
+            "products": moments.tables(square, tile, at, more=2),
             "scores": moments.tables(score * score, tile, at),
         }
 
@@ -114,6 +118,7 @@ def sums(free, image: likelihood.Image, n) -> Sums:
         hessian=dense(step.matrix, q),
         scores=scores,
         products=moments.products(at, found["products"]),
+        tables=found["products"],
         powers=powers,
     )
 
@@ -222,7 +227,7 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
         kernel_fwhm, misfits = correlation.kernel_fwhm(kernel), (found.misfit, found.misfit_profile)
     # From log sigma to sigma: the mean of exp(a) is exp(mean a + var a / 2).
     curved = jnp.zeros(q, free.dtype).at[3].set(0.5 * block[3, 3]).at[-1].set(0.5 * variance)
-    expected = jnp.append(larger * _bias(at, image, inverse_products, block), of_scale) + curved
+    expected = jnp.append(larger * _bias(at, here.tables, inverse_products, block), of_scale) + curved
     # Not more, also where errors are made longer by it: the scale of correlated noise would have 72 % within one.
     expected = within(expected, jnp.sqrt(jnp.append(jnp.diag(block), variance)))
     gradient = (here.gradient / slope)[:p]
@@ -235,6 +240,7 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
         bias=(expected * slope)[:p],
         hessian_matrix=hessian_matrix,
         inverse_products=inverse_products,
+        tables=here.tables,
         powers=here.powers,
         shape_sums=shape_sums,
         misfits=misfits,
@@ -260,7 +266,7 @@ def of_biased(bias):
     return 1.0 + 0.5 * bias * bias
 
 
-def _bias(at: moments.Frame, image: likelihood.Image, inverse_products, covariance):
+def _bias(at: moments.Frame, tables: list, inverse_products, covariance):
     """The bias of second order of all parameters but the scale, in the free vector; (q - 1,).
 
     -1/2 M^-1 sum M_i tr(cov grad grad m_i) / u_i (Box 1971, J. R. Stat. Soc. B 33, 171, for least squares). It holds
@@ -275,10 +281,7 @@ def _bias(at: moments.Frame, image: likelihood.Image, inverse_products, covarian
             for key, value in (item for part in parts for item in part.items()):
                 poly[key] = poly.get(key, 0.0) + size * value
 
-    def of(tile):
-        return moments.slope_tables(tile.weight * tile.weight * tile.shape * moments.grid(poly, tile), tile, at)
-
-    return -0.5 * moments.dot(inverse_products, jnp.stack(moments.slopes(at, moments.total(of, at, image))))
+    return -0.5 * moments.dot(inverse_products, jnp.stack(moments.slopes_times(poly, at, tables)))
 
 
 def scale_bias(powers, n, others, mixed, more=1.0):

@@ -52,6 +52,22 @@ def test_rows_keep_the_order_of_the_manifest_whatever_the_sizes_and_batches(tmp_
     np.testing.assert_equal(pieces, whole)
 
 
+def test_pixels_keep_their_type_whatever_is_fitted_beside_them(tmp_path, monkeypatch):
+    """Else a row would depend on its neighbours, in its last digits."""
+    for name, value, dtype in (("a", 10, np.float32), ("b", 20, np.float64), ("c", 30, np.float32)):
+        fits.PrimaryHDU(np.full((8, 8), value, dtype)).writeto(tmp_path / f"{name}.fits")
+    seen = {}
+
+    def fit(data, *args, **settings):
+        seen[data.dtype.name] = data[:, 0, 0].tolist()
+        return mean_as_fit(data, *args, **settings)
+
+    monkeypatch.setattr(pipeline.fit, "fit_rows", fit)
+    (manifest,) = scanned(tmp_path, [str(tmp_path)])
+    assert fitted(tmp_path, manifest)["amp"].tolist() == [10, 20, 30]
+    assert seen == {"float32": [10, 30], "float64": [20]}
+
+
 def test_one_bad_plane_costs_itself_alone(tmp_path, monkeypatch):
     write(tmp_path / "a.fits", (7, 8, 8), 10)
     (manifest,) = scanned(tmp_path, [str(tmp_path)])

@@ -179,6 +179,23 @@ def test_float32_is_close_in_errors(plain):
     assert_allclose(single.errors, plain.errors, rtol=0.02)
 
 
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("offset", [0.0, 1e5])
+def test_float32_pixels_are_the_numbers_that_they_are(precision, offset):
+    """As in most files: they are not made wider to be fitted."""
+    images = (IMAGES + offset).astype(np.float32)
+    images[3, 4:7, 5] = np.nan
+    maps = np.random.default_rng(0).uniform(0.5, 2, images.shape).astype(np.float32)
+    maps[5, 1, 2:9] = np.inf
+    for noise in (None, maps):
+        wide = noise if noise is None else noise.astype(float)
+        single = fit.fit_stack(images, None, noise, precision=precision)
+        double = fit.fit_stack(images.astype(float), None, wide, precision=precision)
+        assert_array_equal(single.n_pixels, double.n_pixels)
+        assert_array_equal(single.flags, double.flags)
+        close_in_errors(single.params, double.params, double.errors, 1e-3)
+
+
 def test_noise_map_takes_the_unit_of_the_scale():
     """Noise given in the map: the scale is near the half-width over it, whatever the unit of the image."""
     r = np.random.default_rng(3)
