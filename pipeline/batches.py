@@ -70,7 +70,9 @@ def of_blocks(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: lis
                 sky = _sky(block.file, block.hdu, block.version, reading["column"])
                 place = position + start - block.start
                 # By type too: pixels that neighbours make wider would be fitted by other numbers, to rounding.
-                waiting.setdefault((shape, stack.data.dtype), []).append(Piece(block, start, place, stack, carried, sky))
+                waiting.setdefault((shape, stack.data.dtype), []).append(
+                    Piece(block, start, place, stack, carried, sky)
+                )
                 pixels += stack.data.size
             if pixels >= BATCH_PIXELS:
                 yield from waiting.values()

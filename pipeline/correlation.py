@@ -283,7 +283,7 @@ def covariance(free, image: likelihood.Image, n, kernel, reach: int, fit_scale: 
 
     Parameters
     ----------
-    free : array (q,)
+    free : sequence of q scalars
         The free vector.
     image : likelihood.Image
     n : array ()
@@ -331,18 +331,18 @@ def covariance(free, image: likelihood.Image, n, kernel, reach: int, fit_scale: 
     the mean 0.3 to -0.7 (-1.3 on 8 x 8 pixels), so limits meant for 1 and 0 are safe. They are not where a stamp is
     no wider than the noise, or where a given scale is a third of its standard deviation (-1.7) or less (a tenth: -4).
     """
-    at = moments.frame(list(free), image)
+    at = moments.frame(free, image)
     tile = moments.tile(at, image.data, image.weight, 0)
     used = (image.weight > 0).astype(image.weight.dtype)
     maps = _maps(at, tile)
-    pairs = Pairs(kernel, reach, int(_step(reach)), free.dtype)
+    pairs = Pairs(kernel, reach, int(_step(reach)), free[0].dtype)
 
     def whole(map_):
-        return jnp.sum(map_.astype(free.dtype))
+        return jnp.sum(map_.astype(free[0].dtype))
 
     after = _neighbours(maps, lambda c: c, pairs)
     before = _neighbours(maps[:, ::-1, ::-1], lambda c: c, pairs)[:, ::-1, ::-1]
-    plain, linear = inverse(_product(maps, maps, free.dtype)), _folded(maps, after, pairs)
+    plain, linear = inverse(_product(maps, maps, free[0].dtype)), _folded(maps, after, pairs)
     share = _at_each(plain @ linear @ plain, maps, maps)
     left = jnp.maximum(1.0 - share, 0.0)
     alone, s = used * left**4, tile.t * tile.t * tile.v
@@ -387,9 +387,9 @@ def estimate(free, image: likelihood.Image, n):
     From psi, which outliers do not move, of pixels outside the source: the fit has made the residuals under it smaller.
     The fitted background takes the mean of all correlations away, which is put back.
 
-    free : array (q,). image : likelihood.Image. n : number of used pixels.
+    free : sequence of q scalars. image : likelihood.Image. n : number of used pixels.
     """
-    at = moments.frame(list(free), image)
+    at = moments.frame(free, image)
     tile = moments.tile(at, image.data, image.weight, 0)
     outside = jnp.where(image.weight > 0, 1.0 - tile.shape, 0.0).astype(tile.t.dtype)
     psi = outside * tile.t * tile.v
@@ -399,16 +399,16 @@ def estimate(free, image: likelihood.Image, n):
         def product(a):
             left = a[: ny - dy, max(0, -dx) : nx - max(0, dx)]
             right = a[dy:, max(0, dx) : nx + min(0, dx)]
-            return jnp.sum((left * right).astype(free.dtype))
+            return jnp.sum((left * right).astype(free[0].dtype))
 
         return product(psi) / jnp.maximum(product(outside), 1e-12)
 
     whole, *lagged = [covariance(*lag) for lag in ((0, 0), (0, 1), (1, 0), (1, 1), (1, -1))]
     observed = [one / jnp.maximum(whole, 1e-300) for one in lagged]
     table = np.linspace(0.0, 1.0, 513)
-    grid, of_grid = jnp.asarray(table, free.dtype), jnp.asarray(of_psi(table), free.dtype)
+    grid, of_grid = jnp.asarray(table, free[0].dtype), jnp.asarray(of_psi(table), free[0].dtype)
     most = math.exp(-0.25 * (FWHM_PER_SIGMA / WIDEST) ** 2)
-    lost, kernel = jnp.zeros_like(n), jnp.zeros(3, free.dtype)
+    lost, kernel = jnp.zeros_like(n), jnp.zeros(3, free[0].dtype)
     for _ in range(3):
         along, across, up, down = (
             -4.0 * jnp.log(jnp.clip(jnp.interp((one + lost) / (1.0 + lost), of_grid, grid), LEAST, most))

@@ -65,8 +65,8 @@ class Tile(NamedTuple):
     """Some rows of an image under a model: X (nx,), the powers of Y (7, rows), and maps (rows, nx).
 
     columns : (nx, 8), the powers of X in float64, and zeros: products of this width are the fastest. shape : E.
-    weight : that of the image. residual : data - model. t : residual / half-width, 0 where unused. v : 1 / (1 + t^2), 1
-    where unused. s : t^2 / (1 + t^2), 0 where unused.
+    weight : that of the image. t : data - model over the half-width, 0 where unused. v : 1 / (1 + t^2), 1 where unused.
+    s : t^2 / (1 + t^2), 0 where unused.
     """
 
     x: jax.Array
@@ -74,7 +74,6 @@ class Tile(NamedTuple):
     columns: jax.Array
     shape: jax.Array
     weight: jax.Array
-    residual: jax.Array
     t: jax.Array
     v: jax.Array
     s: jax.Array
@@ -207,12 +206,11 @@ def tile(at: Frame, data, weight, first) -> Tile:
         predicted = predicted + plane[0]
         if len(plane) > 1:
             predicted = predicted + (plane[1] * x)[None, :] + (plane[2] * y)[:, None]
-    residual = data - predicted
-    t = jnp.clip(residual * (weight * (1.0 / at.scale).astype(dtype)), -LARGEST, LARGEST)
+    t = jnp.clip((data - predicted) * (weight * (1.0 / at.scale).astype(dtype)), -LARGEST, LARGEST)
     square = t * t
     v = 1.0 / (1.0 + square)
     powers = jnp.pad(_powers(columns).T, ((0, 0), (0, 7 - DEGREE)))
-    return Tile(x, _powers(y), powers, shape, weight, residual, t, v, square * v)
+    return Tile(x, _powers(y), powers, shape, weight, t, v, square * v)
 
 
 def _plane(at: Frame) -> list:
@@ -284,11 +282,12 @@ def tables(weights, tile: Tile, at: Frame, more: int = 0) -> list:
 
     more : by how much higher a degree those with E have, for `slopes_times`.
     """
-    source = Moments(weights * (tile.shape * tile.shape), 4 + more)
+    shaped = weights * tile.shape
+    source = Moments(shaped * tile.shape, 4 + more)  # of E times E the compiler makes another exponential
     if not at.level:
         return [source]
     degree = len(at.level) // 2
-    return [source, Moments(weights * tile.shape, 2 + degree + more), Moments(weights, 2 * degree)]
+    return [source, Moments(shaped, 2 + degree + more), Moments(weights, 2 * degree)]
 
 
 def dot(left, right):
@@ -408,33 +407,39 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
     dtype = image.data.dtype
     ratio = jnp.exp(2.0 * (log_scale - free[-1])).astype(dtype)
     newton, amp = exact.astype(dtype), at.amp.astype(dtype)
-    flat, curved = 1.0 - 2.0 * newton, 2.0 * newton
+    flat, curved, bending = 1.0 - 2.0 * newton, 2.0 * newton, newton * at.scale.astype(dtype)
     degree = len(at.level) // 2
 
     def asked(tile):
-        # Times scale^2, half of psi, the derivative of the nll in a pixel; of psi', that of psi, where the matrix is
-        # not exact the weight of least squares; and of psi's derivative in log scale, a quarter. Both parts of the
-        # Hessian, psi' (d m / d p)^2 and -psi d2 m / d p^2, have the same polynomials but for the bends: so one map
-        # for both, over amp. The model is linear in amp, so that its own entry, the sum of psi' E^2, has no other part.
+        # Times the scale, half of psi, the derivative of the nll in a pixel; times its square, half of psi', that of
+        # psi, where the matrix is not exact the weight of least squares; and of psi's derivative in log scale, a
+        # quarter. Both parts of the Hessian, psi' (d m / d p)^2 and -psi d2 m / d p^2, have the same polynomials but
+        # for the bends: so one map for both, over amp. The model is linear in amp, so that its own entry, the sum of
+        # psi' E^2, has no other part.
         e, v, square = tile.shape, tile.v, tile.t * tile.t
-        heavy = tile.weight * tile.weight * v
-        psi = heavy * tile.residual
-        bent = heavy * (flat + curved * v)
+        light = tile.weight * v
+        psi = light * tile.t
+        bent = tile.weight * light * (flat + curved * v)
         shaped = e * bent
         return {
             "cross": slope_tables(psi * v, tile, at) if fit_scale else [],
             "ground": [Moments(shaped, 2 + degree), Moments(bent, 2 * degree)] if at.level else [],
             "psi": slope_tables(psi, tile, at),
             "s": [Sum(tile.s), Sum(tile.s * v)],
-            "source": [Moments(e * (amp * shaped - newton * psi), 4), Sum(e * shaped)],
+            "source": [Moments(e * (amp * shaped - bending * psi), 4), Sum(e * shaped)],
             "logs": [Logs(square), Logs(jnp.minimum(ratio * square, LARGEST**2))],
         }
 
     found = total(asked, at, image)
-    unit = 1.0 / (at.scale * at.scale)
+    unit = 1.0 / at.scale
     psi, ground, source, cross = (
-        [by * unit * table for table in found[name]]
-        for name, by in (("psi", 2.0), ("ground", 2.0), ("source", 2.0), ("cross", 4.0))
+        [by * table for table in found[name]]
+        for name, by in (
+            ("psi", 2.0 * unit),
+            ("ground", 2.0 * unit * unit),
+            ("source", 2.0 * unit * unit),
+            ("cross", 4.0 * unit),
+        )
     )
     (s, sv), (nll, judged) = found["s"], found["logs"]
     matrix = _ground_products(at, ground)

@@ -259,11 +259,12 @@ def solution(
     p, n_background = q - (not fit_scale), q - 7
     n, unit, enough = problem.n, units.unit, units.enough
     image = problem.image
-    four = uncertainty.covariances(free, image, n, fit_scale, kernel, reach)
+    places = list(free)  # once, or the compiler works out all maps of each user anew
+    four = uncertainty.covariances(places, image, n, fit_scale, kernel, reach)
     positive = jnp.all(jnp.isfinite(four.hessian))
     left = newton.fraction(four.decrement, _rounding(free, image.data.dtype), four.spread)
     converged = stopped & positive & (left <= dials.tolerance)
-    outliers, misfit, misfit_profile = quality.residuals(list(free), image, n, four)
+    outliers, misfit, misfit_profile = quality.residuals(places, image, n, four)
     public = likelihood.to_public(free).at[:p].add(jnp.where(converged, -four.newton_step, 0.0))
 
     # Back to the image's own units, all linear.

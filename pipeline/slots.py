@@ -101,6 +101,9 @@ def _packed(queue):
         parts = zip(jnp.split(packed[0], ends, axis=1), small, strict=True)
         numbers = iter([part.reshape(-1, *leaf.shape[1:]).astype(leaf.dtype) for part, leaf in parts])
         large = iter(packed[1:])
-        return jax.tree.unflatten(tree, [next(numbers if leaf.ndim <= 2 else large) for leaf in leaves])
+        return jax.tree.unflatten(
+            tree,
+            [next(numbers) if leaf.ndim <= 2 else next(large).reshape(-1, *leaf.shape[1:]) for leaf in leaves],
+        )
 
-    return [jnp.concatenate(flat, axis=1), *(leaf for leaf in leaves if leaf.ndim > 2)], whole
+    return [jnp.concatenate(flat, axis=1), *(leaf.reshape(len(leaf), -1) for leaf in leaves if leaf.ndim > 2)], whole

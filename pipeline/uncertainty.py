@@ -90,13 +90,13 @@ class Sums(NamedTuple):
 
 def sums(free, image: likelihood.Image, n) -> Sums:
     """`Sums` at ``free``; arguments as those of `covariances`."""
-    q = free.shape[0]
-    at = moments.frame(list(free), image)
-    step = moments.step(list(free), image, n, free[-1], jnp.asarray(True), fit_scale=True)
+    q = len(free)
+    at = moments.frame(free, image)
+    step = moments.step(free, image, n, free[-1], jnp.asarray(True), fit_scale=True)
 
     def of(tile):
         square = tile.weight * tile.weight
-        score = square * tile.v * tile.residual
+        score = tile.weight * tile.v * tile.t
         return {
             "powers": [moments.Sum(tile.s**k) for k in (3, 4)],
             "products": moments.tables(square, tile, at, more=2),
@@ -110,7 +110,7 @@ def sums(free, image: likelihood.Image, n) -> Sums:
     powers = [s / n, (s - sv) / n, *(power / n for power in found["powers"])]
     cross = -jnp.stack([step.matrix[q - 1, i] + step.gradient[i] for i in range(q - 1)])
     of_scale = n - 4.0 * sv  # (1 - 2 s)^2, summed
-    scores = moments.products(at, found["scores"]) * (2.0 / at.scale**2) ** 2
+    scores = moments.products(at, found["scores"]) * (2.0 / at.scale) ** 2
     scores = jnp.block([[scores, cross[:, None]], [cross[None, :], of_scale]])
     return Sums(
         nll=step.nll + n * jnp.log(jnp.pi),
@@ -140,16 +140,15 @@ def _independent(at: moments.Frame, image: likelihood.Image, here: Sums, inverse
 
     def of(tile):
         square = tile.weight * tile.weight
-        levers = moments.grid(lever[0], tile) * tile.shape**2
+        levers = moments.grid(lever[0], tile) * tile.shape
         if at.level:
-            levers = levers + moments.grid(lever[1], tile) * tile.shape + moments.grid(lever[2], tile)
+            levers = levers + moments.grid(lever[1], tile)
+        levers = levers * tile.shape
+        if at.level:
+            levers = levers + moments.grid(lever[2], tile)
         levers = square * levers
-        used = (tile.weight > 0).astype(tile.shape.dtype)
-        shapes = (
-            *map(moments.Sum, (used * tile.shape, used * tile.shape * tile.shape)),
-            moments.Sum(levers * tile.shape),
-        )
-        return moments.tables(square * levers, tile, at), shapes
+        seen = jnp.where(tile.weight > 0, tile.shape, 0.0)
+        return moments.tables(square * levers, tile, at), [*map(moments.Sum, (seen, seen * tile.shape, levers * seen))]
 
     tables, shape_sums = moments.total(of, at, image)
     middle = here.products + inflation(here.powers) * moments.products(at, tables)
@@ -161,7 +160,7 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
 
     Parameters
     ----------
-    free : array (q,)
+    free : sequence of q scalars
         The free vector, the logarithm of the scale last, fitted or not.
     image : likelihood.Image
     n : array ()
@@ -187,9 +186,9 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
     Where noise is correlated, sums over pixels become sums over pairs of them, with other corrections, see
     `correlation.covariance`. The other three covariances know nothing of it.
     """
-    q = free.shape[0]
+    q = len(free)
     p = q if fit_scale else q - 1
-    public = likelihood.to_public(free)
+    public = likelihood.to_public(jnp.stack(free))
     scale = public[-1]
     here = sums(free, image, n)
     observed, scores = likelihood.to_public_matrices(public, here.gradient, here.hessian, here.scores)
@@ -198,9 +197,9 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
     sandwich = moments.enclosed(hessian, scores[:p, :p])
 
     inverse_products = inverse(here.products)
-    at = moments.frame(list(free), image)
+    at = moments.frame(free, image)
     # Log sigma and log scale to sigma and scale; what follows is linear in the derivatives.
-    slope = jnp.ones(q, free.dtype).at[3].set(public[3]).at[-1].set(scale)
+    slope = jnp.ones(q, public.dtype).at[3].set(public[3]).at[-1].set(scale)
 
     def with_scale(block, log_scale_variance):
         full = jnp.zeros((q, q), block.dtype).at[: q - 1, : q - 1].set(block).at[-1, -1].set(log_scale_variance)
@@ -217,16 +216,16 @@ def covariances(free, image: likelihood.Image, n, fit_scale: bool, kernel=None, 
         larger = jnp.diag(block) / jnp.diag(inverse_products)
         block = _stretch(ratio * n / (n - p) * block, free[2])
         variance, of_scale = variance / (n - p), scale_bias(here.powers, n, q - 1.0, q - 1.0)
-        kernel_fwhm, misfits = jnp.asarray(jnp.nan, free.dtype), None
+        kernel_fwhm, misfits = jnp.asarray(jnp.nan, public.dtype), None
     else:
         kernel = jnp.where(jnp.isnan(kernel), correlation.estimate(free, image, n), kernel)
         found = correlation.covariance(free, image, n, kernel, reach, fit_scale)
-        block, shape_sums, larger = found.block, jnp.full(3, jnp.nan, free.dtype), jnp.ones((), free.dtype)
+        block, shape_sums, larger = found.block, jnp.full(3, jnp.nan, public.dtype), jnp.ones((), public.dtype)
         variance = found.more * variance / n
         of_scale = scale_bias(here.powers, n, found.others, found.mixed, found.more) - found.uneven
         kernel_fwhm, misfits = correlation.kernel_fwhm(kernel), (found.misfit, found.misfit_profile)
     # From log sigma to sigma: the mean of exp(a) is exp(mean a + var a / 2).
-    curved = jnp.zeros(q, free.dtype).at[3].set(0.5 * block[3, 3]).at[-1].set(0.5 * variance)
+    curved = jnp.zeros(q, public.dtype).at[3].set(0.5 * block[3, 3]).at[-1].set(0.5 * variance)
     expected = jnp.append(larger * _bias(at, here.tables, inverse_products, block), of_scale) + curved
     # Not more, also where errors are made longer by it: the scale of correlated noise would have 72 % within one.
     expected = within(expected, jnp.sqrt(jnp.append(jnp.diag(block), variance)))

@@ -156,6 +156,21 @@ def test_sums_over_tiles_equal_autodiff(n_level, rows, dtype, limit, monkeypatch
 
 
 @pytest.mark.parametrize("n_level", LEVELS.values(), ids=LEVELS)
+def test_slopes_times_a_polynomial_are_moments_of_higher_degree(n_level):
+    free, image = case(10, n_level)
+    at = moments.frame(list(free), image)
+    r = np.random.default_rng(10)
+    poly = {(i, j): r.normal() for i in range(5) for j in range(5 - i)}
+
+    def asked(tile):
+        tables = moments.tables(tile.weight, tile, at, more=2)
+        return tables, moments.slope_tables(tile.weight * tile.shape * moments.grid(poly, tile), tile, at)
+
+    tables, direct = moments.total(asked, at, image)
+    assert_allclose(moments.slopes_times(poly, at, tables), moments.slopes(at, direct), rtol=1e-11)
+
+
+@pytest.mark.parametrize("n_level", LEVELS.values(), ids=LEVELS)
 @pytest.mark.parametrize("seed", range(4))
 def test_what_rounding_moves_is_a_move_of_the_place(seed, n_level):
     """The model of scalars in float32 is that of float64 some way off, but for what is of second order."""
@@ -166,7 +181,7 @@ def test_what_rounding_moves_is_a_move_of_the_place(seed, n_level):
 
     def predicted(free):
         tile = moments.tile(moments.frame(list(free), image), image.data, image.weight, 0)
-        return np.asarray(image.data - tile.residual)
+        return np.asarray(image.data - tile.t * at.scale)
 
     def narrow(value):
         return float(np.float32(value))
