@@ -40,9 +40,12 @@ class Peer(NamedTuple):
 
 
 def ours(images, starts, p, precision):
-    """`pipeline.fit.fit_stack`, which makes its own starts; of ``starts`` it takes only what is held."""
+    """`pipeline.fit.fit_stack`, which makes its own starts; of ``starts`` it takes only what is held.
+
+    Images are given in the precision of the fit, as to the vmapped peers: those of most files are float32.
+    """
     result = fit.fit_stack(
-        images,
+        images.astype(precision),
         background="constant" if p > 6 else float(starts[0, 6]),
         scale="fit" if p > 7 else float(starts[0, 7]),
         precision=precision,

@@ -21,7 +21,7 @@ def run(queue, count, *, begin, step, going, result, slots, burst):
     begin : callable
         problem -> state.
     step : callable
-        problem, state -> state.
+        problem, state -> state; taken once at least.
     going : callable
         problem, state -> bool.
     result : callable
@@ -48,9 +48,10 @@ def run(queue, count, *, begin, step, going, result, slots, burst):
         problems = whole(packed)
 
         def advance(_, state):
-            return where(busy & going(problems, state), step(problems, state), state)
+            return where(going(problems, state), step(problems, state), state)
 
-        state = jax.lax.fori_loop(0, burst, advance, state)
+        # All that are in slots are going: none has to be left as it was.
+        state = jax.lax.fori_loop(1, burst, advance, step(problems, state))
         done = busy & ~going(problems, state)
         rows = result(state)
         follower = jnp.where(done, waiting + jnp.cumsum(done) - 1, index)

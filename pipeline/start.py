@@ -31,6 +31,15 @@ def _ordered(bits):
     return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
 
 
+def count(mask, dtype=float):
+    """How many pixels of a mask (ny, nx) are True, of a floating-point type; float32 counts to 2^24.
+
+    Along one axis in whole numbers, along the other not: two sums of one kind are made one that is not vectorised.
+    """
+    narrow = jnp.int8 if mask.shape[0] <= jnp.iinfo(jnp.int8).max else jnp.int32
+    return jnp.sum(jnp.sum(mask, axis=0, dtype=narrow).astype(dtype))
+
+
 def quantiles(values, used, probabilities):
     """Quantiles of the used pixels, off by no more than ACCURACY of the distance of the first from the last.
 
@@ -43,9 +52,8 @@ def quantiles(values, used, probabilities):
     """
     limits = jnp.iinfo({4: jnp.int32, 8: jnp.int64}[values.dtype.itemsize])
     keys = jnp.where(used, _ordered(jax.lax.bitcast_convert_type(values, limits.dtype)), limits.max)
-    count = jnp.sum(used, dtype=jnp.int32).astype(float)
-    ranks = jnp.stack([jnp.ceil(probability * count) for probability in probabilities]).astype(jnp.float32)
-    narrow = jnp.int8 if values.shape[0] <= jnp.iinfo(jnp.int8).max else jnp.int32
+    total = count(used)
+    ranks = jnp.stack([jnp.ceil(probability * total) for probability in probabilities]).astype(jnp.float32)
 
     def value(key):
         return jax.lax.bitcast_convert_type(_ordered(key), values.dtype)
@@ -61,9 +69,7 @@ def quantiles(values, used, probabilities):
 
         def settle(i, digit):
             larger = digit + jnp.right_shift(128, i)
-            # Along one axis in whole numbers, along the other not: two sums of one kind are not vectorised.
-            columns = jnp.sum(digits < (larger - 128).astype(jnp.int8), axis=0, dtype=narrow)
-            return jnp.where(jnp.sum(columns.astype(jnp.float32)) < rank, larger, digit)
+            return jnp.where(count(digits < (larger - 128).astype(jnp.int8), jnp.float32) < rank, larger, digit)
 
         return first + jnp.left_shift(jax.lax.fori_loop(0, 8, settle, jnp.zeros_like(first)), shift)
 

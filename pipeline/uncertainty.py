@@ -20,13 +20,12 @@ class Covariances(NamedTuple):
     """Four covariances (p, p) of the fitted parameters; NaN where one is undefined. ``hessian_matrix`` is H itself.
 
     ``bias`` (p,) is what to expect of the fitted parameters beyond the truth, see `_bias` and `scale_bias`.
-    ``inverse_products`` (q - 1, q - 1) is M^-1 of `covariances`, in the free vector; ``tables`` and ``powers`` are those
-    of `Sums`;
-    ``shape_sums`` (3,) of the shape E of the source, of E^2, and of E times the leverage, over the used pixels, NaN for
-    correlated noise. ``misfits``, two, are those of correlated noise, see `quality.residuals`, and None else.
-    ``kernel_fwhm`` tells how far noise is correlated, NaN = not asked. ``nll`` is the value there, without what the
-    noise map adds to it; ``newton_step`` (p,) H^-1 times the gradient, what is left to the minimum, ``decrement`` half
-    the gradient times that, and ``spread`` as in `moments.Step`.
+    ``inverse_products`` (q - 1, q - 1) is M^-1 of `covariances`, in the free vector; ``tables`` and ``powers`` are
+    those of `Sums`; ``shape_sums`` (3,) of the shape E of the source, of E^2, and of E times the leverage, over the
+    used pixels, NaN for correlated noise. ``misfits``, two, are those of correlated noise, see `quality.residuals`, and
+    None else. ``kernel_fwhm`` tells how far noise is correlated, NaN = not asked. ``nll`` is the value there, without
+    what the noise map adds to it; ``newton_step`` (p,) H^-1 times the gradient, what is left to the minimum,
+    ``decrement`` half the gradient times that, and ``spread`` as in `moments.Step`.
     """
 
     pooled: jax.Array
@@ -74,8 +73,8 @@ class Sums(NamedTuple):
 
     nll : without the sum of log u, u the noise map, which does not depend on the parameters.
     scores : (q, q), the sum of outer products of the pixels' gradients. products : (q - 1, q - 1), the sum of
-    grad m grad m^T / u^2, u the noise map. tables : what it is made of, `pipeline.moments.tables` of 1 / u^2, two degrees
-    higher than it takes. powers : the means of s, s^2, s^3, s^4 over the used pixels, where
+    grad m grad m^T / u^2, u the noise map. tables : what it is made of, `pipeline.moments.tables` of 1 / u^2, two
+    degrees higher than it takes. powers : the means of s, s^2, s^3, s^4 over the used pixels, where
     s = t^2 / (1 + t^2) and t is the residual over the half-width.
     """
 
