@@ -69,7 +69,7 @@ def of_blocks(blocks: Sequence[Block], reading: Mapping[str, Any], rejected: lis
                 # Now, while the reader still knows where the header lies.
                 sky = _sky(block.file, block.hdu, block.version, reading["column"])
                 place = position + start - block.start
-                # By type too: pixels that neighbours make wider would be fitted by other numbers, to rounding.
+                # By type too: a fit of pixels that their neighbours make wider begins elsewhere.
                 waiting.setdefault((shape, stack.data.dtype), []).append(
                     Piece(block, start, place, stack, carried, sky)
                 )

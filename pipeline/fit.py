@@ -129,10 +129,9 @@ def fit_stack(
     settings = {"fit_scale": fit_scale, "precision": precision, "batch": batch}
     shapes = np.broadcast_to(np.array([ny, nx]), (length, 2))
 
-    # Those of most files are float32, and as such half as much to move and to sort.
-    pixel, noise_pixel = (
-        np.float32 if getattr(stack, "dtype", None) == np.float32 else np.float64 for stack in (data, noise_map)
-    )
+    # Pixels of most files are float32, and as such half as much to move and to sort.
+    narrow = data.dtype.kind == "f" and data.dtype.itemsize <= 4
+    pixel = np.float32 if narrow else np.float64
 
     def padded(stack, queue, dtype, fill):
         images = np.asarray(stack)[queue]
@@ -150,7 +149,7 @@ def fit_stack(
         count = jnp.asarray(count)
         pixels = padded(data, queue, pixel, np.nan)
         hidden = padded(mask, queue, bool, True)
-        noise = None if noise_map is None else padded(noise_map, queue, noise_pixel, np.nan)
+        noise = None if noise_map is None else padded(noise_map, queue, np.float64, np.nan)
         kernel = None if kernels is None else np.resize(kernels[queue], (length, 3))
         problems, units = program.prepare_all(
             pixels, hidden, noise, shapes, count, dials, n_background=len(names) - 6 - fit_scale, **settings

@@ -361,7 +361,8 @@ def slopes(at: Frame, moments: list) -> list:
 def slopes_times(poly: Polynomial, at: Frame, found: list) -> list:
     """sum w E P (d m / d p_i) for a polynomial P from the values of `tables` of w, ``more`` the degree of P - 2.
 
-    Moments of a map times a polynomial are moments of the map: no pixel is looked at again.
+    Moments of a map times a polynomial are moments of the map: no pixel is looked at again. Of long sources along a
+    diagonal terms cancel: by 1e2 at an ellipticity of 0.9, by 1e4 at 0.98.
     """
 
     def times(table, degree):

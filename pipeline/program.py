@@ -54,6 +54,16 @@ def _power_of_two(value):
     return jnp.ldexp(jnp.ones_like(value), jnp.frexp(value)[1])
 
 
+def _widened(values):
+    """Floating-point numbers as float64, exactly: by itself the compiler takes subnormal ones of float32 for 0."""
+    if values.dtype == jnp.float64:
+        return values
+    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+    magnitude = bits & jnp.iinfo(jnp.int32).max
+    subnormal = jnp.where(bits < 0, -magnitude, magnitude).astype(float) * 2.0**-149
+    return jnp.where(magnitude < 1 << 23, subnormal, values.astype(float))
+
+
 class Dials(NamedTuple):
     """Settings that are numbers to the compiled program, so that turning one compiles nothing anew.
 
@@ -110,7 +120,7 @@ def prepare(data, mask, noise, shape, dials: Dials, *, n_background: int, fit_sc
         Image; anything where masked.
     mask : bool array (ny, nx)
         True = not used.
-    noise : float64 or float32 array (ny, nx) or None
+    noise : float64 array (ny, nx) or None
         1-sigma map that multiplies the scale; None = 1 everywhere, in image units.
     shape : int array (2,)
         ny, nx before padding.
@@ -132,16 +142,16 @@ def prepare(data, mask, noise, shape, dials: Dials, *, n_background: int, fit_sc
         good &= jnp.isfinite(noise) & (noise > 0)
         # The quieter pixels set the unit: amplitudes are compared with their noise.
         typical = start.quantiles(jnp.where(good, noise, 1.0), good, (0.25, 0.5, 0.75))[0]
-        noise_unit = _power_of_two(jnp.where(jnp.any(good), typical.astype(float), 1.0))
-        relative = jnp.maximum(noise.astype(float) / noise_unit, 1.0 / MOST_NOISE)
+        noise_unit = _power_of_two(jnp.where(jnp.any(good), typical, 1.0))
+        relative = jnp.maximum(noise / noise_unit, 1.0 / MOST_NOISE)
         good &= relative <= MOST_NOISE
         relative = jnp.where(good, relative, 1.0)
     n = start.count(good)
     enough = n >= 2 * (6 + n_background + fit_scale)
     data = jnp.where(good, data, 0.0)
 
-    low, middle, high = start.quantiles(data, good, (0.25, 0.5, 0.75)).astype(float)
-    data = data.astype(float)
+    low, middle, high = _widened(start.quantiles(data, good, (0.25, 0.5, 0.75)))
+    data = _widened(data)
     offset = middle if n_background else dials.level
     half_spread = 0.5 * (high - low)
     mean_deviation = jnp.sum(jnp.where(good, jnp.abs(data - offset), 0.0)) / jnp.maximum(n, 1.0)

@@ -53,7 +53,7 @@ def test_rows_keep_the_order_of_the_manifest_whatever_the_sizes_and_batches(tmp_
 
 
 def test_pixels_keep_their_type_whatever_is_fitted_beside_them(tmp_path, monkeypatch):
-    """Else a row would depend on its neighbours, in its last digits."""
+    """Else a row would depend on its neighbours."""
     for name, value, dtype in (("a", 10, np.float32), ("b", 20, np.float64), ("c", 30, np.float32)):
         fits.PrimaryHDU(np.full((8, 8), value, dtype)).writeto(tmp_path / f"{name}.fits")
     seen = {}

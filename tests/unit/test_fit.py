@@ -182,18 +182,40 @@ def test_float32_is_close_in_errors(plain):
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("offset", [0.0, 1e5])
 def test_float32_pixels_are_the_numbers_that_they_are(precision, offset):
-    """As in most files: they are not made wider to be fitted."""
     images = (IMAGES + offset).astype(np.float32)
     images[3, 4:7, 5] = np.nan
     maps = np.random.default_rng(0).uniform(0.5, 2, images.shape).astype(np.float32)
     maps[5, 1, 2:9] = np.inf
     for noise in (None, maps):
-        wide = noise if noise is None else noise.astype(float)
         single = fit.fit_stack(images, None, noise, precision=precision)
-        double = fit.fit_stack(images.astype(float), None, wide, precision=precision)
+        double = fit.fit_stack(images.astype(float), None, noise, precision=precision)
         assert_array_equal(single.n_pixels, double.n_pixels)
         assert_array_equal(single.flags, double.flags)
         close_in_errors(single.params, double.params, double.errors, 1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "f2", "f8", "i2"])
+def test_the_type_in_which_pixels_are_handed_over(dtype, monkeypatch):
+    """Float32 as they are in most files, in either order of bytes; what is not exact in it, float64."""
+    seen = []
+    prepare = fit.program.prepare_all
+
+    def spy(data, *args, **kwargs):
+        seen.append(data.dtype)
+        return prepare(data, *args, **kwargs)
+
+    monkeypatch.setattr(fit.program, "prepare_all", spy)
+    fit.fit_stack(IMAGES.astype(dtype))
+    assert seen == [np.float64 if dtype in ("f8", "i2") else np.float32]
+
+
+@pytest.mark.parametrize("unit", [2.0**-127, 2.0**-133, 2.0**100])
+def test_float32_pixels_of_any_unit(unit):
+    """Also where most are subnormal: as they are in float64."""
+    images = (IMAGES * unit).astype(np.float32)
+    single, double = fit.fit_stack(images), fit.fit_stack(images.astype(float))
+    assert_array_equal(single.flags, double.flags)
+    close_in_errors(single.params, double.params, double.errors, 1e-3)
 
 
 def test_noise_map_takes_the_unit_of_the_scale():

@@ -40,7 +40,7 @@ def run(starts, count, *, slots_, burst):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-@pytest.mark.parametrize(("slots_", "burst"), [(1, 1), (8, 3), (57, 2)])
+@pytest.mark.parametrize(("slots_", "burst"), [(1, 1), (8, 1), (8, 3), (57, 2)])
 def test_every_problem_is_iterated_to_its_own_end(backend, slots_, burst, monkeypatch):
     """Both ways of filling slots anew, the accelerator's here on the processor."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
