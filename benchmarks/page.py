@@ -78,7 +78,8 @@ counted: the first call, of {tested} images, is given beside.
   fit more images a turn, from the same drawing. Harder than the rule of calibration.md: near amplitude/scale 5 an image
   in a few hundred has two minima, and who starts at the truth finds the deeper one more often.
 - *Free*: scipy, lmfit and astropy minimise sums of squares and cannot free the scale: there they have 7 parameters.
-- *float32* is what this package and the vmapped minimisers compute in; NumPy's peers are always in float64.
+- *float32* is what this package and the vmapped minimisers compute in, and the type of the pixels that they get;
+  NumPy's peers are always in float64.
 - astropy has no robust loss: it gets roots of the pixels' nll for residuals, which has the same minimum. The vmapped
   minimisers run {BATCH} images at a time, the fastest of several.
 

@@ -29,23 +29,22 @@ MAX_STEPS = 200
 
 
 class Peer(NamedTuple):
-    """One row of a table: the fit, the most parameters that it can free, and what it says of their errors."""
+    """One row of a table: the fit, the most parameters that it can free, what it says of their errors, and the type of
+    the pixels that it is given, which is that it computes in."""
 
     fit: Callable
     most: int
     errors: str
+    pixels: str = "float64"
 
 
 # ---- this package ---------------------------------------------------------------------------------------------------
 
 
 def ours(images, starts, p, precision):
-    """`pipeline.fit.fit_stack`, which makes its own starts; of ``starts`` it takes only what is held.
-
-    Images are given in the precision of the fit, as to the vmapped peers: those of most files are float32.
-    """
+    """`pipeline.fit.fit_stack`, which makes its own starts; of ``starts`` it takes only what is held."""
     result = fit.fit_stack(
-        images.astype(precision),
+        images,
         background="constant" if p > 6 else float(starts[0, 6]),
         scale="fit" if p > 7 else float(starts[0, 7]),
         precision=precision,
@@ -246,7 +245,9 @@ def in_batches(images, starts, p, minimise, precision):
 
 
 OURS = {
-    f"**this package, {precision}**": Peer(functools.partial(ours, precision=precision), 8, "four covariances")
+    f"**this package, {precision}**": Peer(
+        functools.partial(ours, precision=precision), 8, "four covariances", precision
+    )
     for precision in ("float64", "float32")
 }
 SCIPY = "scipy `least_squares`, numerical Jacobian"
@@ -257,7 +258,9 @@ PEERS = OURS | {
     "iminuit `migrad`, `hesse`": Peer(iminuit_migrad, 8, "H^-1"),
     "astropy `TRFLSQFitter`": Peer(astropy_trf, 7, "(J^T J)^-1"),
     **{
-        f"{name}, {precision}": Peer(functools.partial(in_batches, minimise=minimise, precision=precision), 8, "none")
+        f"{name}, {precision}": Peer(
+            functools.partial(in_batches, minimise=minimise, precision=precision), 8, "none", precision
+        )
         for name, minimise in (("optimistix `BFGS`, vmapped", bfgs), ("Newton by autodiff, vmapped", newton))
         for precision in ("float64", "float32")
     },
