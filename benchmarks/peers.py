@@ -30,7 +30,7 @@ MAX_STEPS = 200
 
 class Peer(NamedTuple):
     """One row of a table: the fit, the most parameters that it can free, what it says of their errors, and the type of
-    the pixels that it is given, which is that it computes in."""
+    the pixels that it is given and computes in."""
 
     fit: Callable
     most: int

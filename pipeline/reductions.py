@@ -9,10 +9,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-# Rows that are added in one go, and in float64 share exponentials; by 8 a step takes a twentieth less, the covariances
-# up to two thirds more.
+# Rows that are added in one go, and in float64 share exponentials; with 8 all takes twice as long.
 STRIP = 4
-MAPS_AT_ONCE = 8  # most maps in one pass; with 5 a step takes a quarter longer, with 6 or 8 about as long
+MAPS_AT_ONCE = 8  # most maps in one pass; with 5 a step takes a quarter longer, with 6 or 7 about as long
 LARGEST = 1e18  # residual over half-width, whose square still is a float32 number, and the product of 8 a float64 one
 
 

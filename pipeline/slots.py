@@ -21,7 +21,7 @@ def run(queue, count, *, begin, step, going, result, slots, burst):
     begin : callable
         problem -> state.
     step : callable
-        problem, state -> state. Every problem needs one at least.
+        problem, state -> state.
     going : callable
         problem, state -> bool.
     result : callable
@@ -48,10 +48,9 @@ def run(queue, count, *, begin, step, going, result, slots, burst):
         problems = whole(packed)
 
         def advance(_, state):
-            return where(going(problems, state), step(problems, state), state)
+            return where(busy & going(problems, state), step(problems, state), state)
 
-        # After each look all that are in slots are going: of one step, none has to be left as it was.
-        state = step(problems, state) if burst == 1 else jax.lax.fori_loop(0, burst, advance, state)
+        state = jax.lax.fori_loop(0, burst, advance, state)
         done = busy & ~going(problems, state)
         rows = result(state)
         follower = jnp.where(done, waiting + jnp.cumsum(done) - 1, index)
