@@ -136,17 +136,28 @@ def fits(state: str, limit: str, shard: str = "") -> list[Job]:
     return [job for job in jobs() if job["Comment"].startswith(shard or "rule_fit_") and wanted.items() <= job.items()]
 
 
+def environment(process: int) -> list[str]:
+    """What a process was started with; nothing if it has ended."""
+    try:
+        return Path(f"/proc/{process}/environ").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
 def hold(job: Job, run: subprocess.Popen) -> None:
     """Stop all processes of a job, so that it lasts until its time is up, and let that be soon."""
 
-    def processes() -> list[str]:
-        """None for a moment after SLURM calls the job running."""
+    def processes() -> list[int]:
+        """None for a moment after SLURM calls the job running. In that moment it may list all of process group 0, among
+        which may be this test and whoever started it: only what has the job's number in its environment is the job's.
+        """
         listed = subprocess.run(["scontrol", "listpids", job["JobId"]], capture_output=True, text=True, check=False)
-        return listed.stdout.splitlines()[1:]
+        numbers = [int(line.split()[0]) for line in listed.stdout.splitlines()[1:]]
+        return [number for number in numbers if f"SLURM_JOB_ID={job['JobId']}" in environment(number)]
 
-    for line in wait(processes, "the processes of a job", run):
+    for number in wait(processes, "the processes of a job", run):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(line.split()[0]), signal.SIGSTOP)
+            os.kill(number, signal.SIGSTOP)
     subprocess.run(["scontrol", "update", f"JobId={job['JobId']}", "TimeLimit=1"], check=True)
 
 
