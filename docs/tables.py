@@ -29,6 +29,12 @@ def column_table() -> str:
     return head + "".join(rows)
 
 
+def certificate_table() -> str:
+    """The columns of the certificate as a Markdown table."""
+    rows = [f"| `{column.name}` | {_cell(column.description)} |\n" for column in columns.CERTIFICATE]
+    return "| column | meaning |\n| --- | --- |\n" + "".join(rows)
+
+
 def flag_table() -> str:
     """The flags as a Markdown table."""
     head = "| bit | value | flag | set where |\n| --- | --- | --- | --- |\n"
@@ -41,7 +47,12 @@ def _cell(text: str) -> str:
 
 def rewritten(text: str) -> str:
     """``text`` with what stands between each pair of markers made anew; ValueError if a pair is missing."""
-    tables = {"config table": config.table(), "column table": column_table(), "flag table": flag_table()}
+    tables = {
+        "certificate table": certificate_table(),
+        "config table": config.table(),
+        "column table": column_table(),
+        "flag table": flag_table(),
+    }
     for name, table in tables.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
         if not pattern.search(text):
