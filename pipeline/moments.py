@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pipeline.likelihood import Image
+from pipeline.likelihood import LEAST_SHARE, Image
 from pipeline.reductions import LARGEST, STRIP, column_sums, log_products
 
 TILE_PIXELS = 1 << 17  # most pixels taken at once; the Hessian of 3000 x 3000 by 2^15 takes 1.2 times as long on one
@@ -376,8 +376,9 @@ class Step(NamedTuple):
     """What the minimiser wants to know of a place: scalars; matrices as {(row, column): entry}, column <= row.
 
     judged : nll at the scale of the place itself. nll, gradient, matrix : at the scale asked for; the matrix is the
-    Hessian where ``exact`` was true, else that of Gauss and Newton. spread : tr(H^-1 S) / p, as far as residuals have
-    one distribution all over the image. All nll are without the terms that do not depend on the parameters.
+    Hessian where ``exact`` was true, else that of Gauss and Newton, see `pipeline.likelihood.Terms`. spread :
+    tr(H^-1 S) / p, as far as residuals have one distribution all over the image. All nll are without the terms that do
+    not depend on the parameters.
     """
 
     judged: jax.Array
@@ -443,6 +444,9 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
         )
     )
     (s, sv), (nll, judged) = found["s"], found["logs"]
+    # The sums of v (2 v - 1) and of v, see `likelihood.Terms`.
+    share = jnp.where(exact, 1.0, jnp.clip((n - s - 2.0 * sv) / jnp.maximum(n - s, 1e-12 * n), LEAST_SHARE, 1.0))
+    source, ground = ([share * table for table in tables] for tables in (source, ground))
     matrix = _ground_products(at, ground)
     matrix[2, 2] = source[1]
     for place in [(i, j) for i in range(6) for j in range(i + 1) if (i, j) != (2, 2)]:
@@ -454,7 +458,7 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
     if fit_scale:
         for j, entry in enumerate(slopes(at, cross)):
             matrix[last, j] = jnp.where(exact, entry, 0.0)
-        matrix[last, last] = jnp.where(exact, 4.0 * sv, 2.0 * (n - s))
+        matrix[last, last] = jnp.where(exact, 4.0 * sv, n - s)
         gradient.append(n - 2.0 * s)  # the sum of 2 v - 1
     # First order puts right what was rounded for all pixels alike. Not so for ``judged`` at another scale than the
     # place's own, nor for the gradient where the matrix is not its derivative: no last step is there.
