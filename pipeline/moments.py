@@ -25,12 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pipeline.likelihood import LEAST_SHARE, Image
+from pipeline.likelihood import Image
 from pipeline.reductions import LARGEST, STRIP, column_sums, log_products
 
 TILE_PIXELS = 1 << 17  # most pixels taken at once; the Hessian of 3000 x 3000 by 2^15 takes 1.2 times as long on one
 # thread, 2.2 times on two
 DEGREE = 6  # most that a moment has
+LEAST = 1e-30  # in place of a sum that is 0
 STEEPEST = 340.0  # exponent within a strip: the product of two is a number
 
 Polynomial = dict[tuple[int, int], jax.Array]  # coefficients of X^i Y^j
@@ -377,8 +378,10 @@ class Step(NamedTuple):
 
     judged : nll at the scale of the place itself. nll, gradient, matrix : at the scale asked for; the matrix is the
     Hessian where ``exact`` was true, else that of Gauss and Newton, see `pipeline.likelihood.Terms`. spread :
-    tr(H^-1 S) / p, as far as residuals have one distribution all over the image. All nll are without the terms that do
-    not depend on the parameters.
+    tr(H^-1 S) / p, as far as residuals have one distribution all over the image; so far, the Hessian is ``share`` times
+    the matrix of Gauss and Newton, but for the scale: the mean of psi' over that of the weights, 2 v / g^2.
+    residual_scale : logarithm of the scale that the residuals ask for, by one step of expectation and maximisation. All
+    nll are without the terms that do not depend on the parameters.
     """
 
     judged: jax.Array
@@ -386,6 +389,8 @@ class Step(NamedTuple):
     gradient: list
     matrix: dict
     spread: jax.Array
+    share: jax.Array
+    residual_scale: jax.Array
 
 
 def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
@@ -444,9 +449,6 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
         )
     )
     (s, sv), (nll, judged) = found["s"], found["logs"]
-    # The sums of v (2 v - 1) and of v, see `likelihood.Terms`.
-    share = jnp.where(exact, 1.0, jnp.clip((n - s - 2.0 * sv) / jnp.maximum(n - s, 1e-12 * n), LEAST_SHARE, 1.0))
-    source, ground = ([share * table for table in tables] for tables in (source, ground))
     matrix = _ground_products(at, ground)
     matrix[2, 2] = source[1]
     for place in [(i, j) for i in range(6) for j in range(i + 1) if (i, j) != (2, 2)]:
@@ -474,9 +476,11 @@ def step(free, image: Image, n, log_scale, exact, *, fit_scale: bool) -> Step:
         gradient=gradient,
         matrix=matrix,
         spread=spread(s, sv, n),
+        share=(n - s - 2.0 * sv) / jnp.maximum(n - s, LEAST),  # the sums of v (2 v - 1) and of v
+        residual_scale=log_scale + 0.5 * jnp.log(2.0 * jnp.maximum(s, LEAST) / jnp.maximum(n, 1.0)),
     )
 
 
 def spread(s, sv, n):
     """tr(H^-1 S) / p from the sums of s and s v over n used pixels, as E psi^2 / E psi'; positive."""
-    return jnp.maximum(2.0 * sv / jnp.maximum(n - s - 2.0 * sv, 1e-12 * n), 1e-30)
+    return jnp.maximum(2.0 * sv / jnp.maximum(n - s - 2.0 * sv, 1e-12 * n), LEAST)

@@ -5,18 +5,29 @@ nearly least squares, and shrinks to its target with each accepted step; until t
 the step is long, the positive Gauss-Newton matrix takes the place of the Hessian. After that the Hessian is exact
 and convergence quadratic.
 
+Squares with the weights of that matrix lie above the likelihood, so that its steps are safe, but short: half of Newton's
+in Cauchy noise. So they are as long as if the Hessian were the share of it that the residuals tell (`moments.Step`),
+wherever these are noise, and the last step gained what such a step should.
+
 All numbers are scalars, in lists, and a symmetric matrix is the dict of its lower triangle: under ``vmap`` every
 operation then runs over the whole batch, where LAPACK would be called once a matrix.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-SHRINK = 0.2  # of the scale, at each accepted step; by 0.1 fits take a twentieth fewer, but of faint and wide sources
-# 32 of 12,000 end elsewhere, not 17
+SHRINK = 0.2  # of the scale, at each accepted step, at most; by 0.1 fits take a twentieth fewer, but of peaks in real
+# images and of wide and negative sources 40 of 16,000 more end elsewhere
+WARRANTED = 0.5  # of the scale that residuals ask for, below which it does not shrink either: where they do not yet
+# follow the model it would be lost among them; without, a fifth of sources wider than their image never end
+LEAST_SHARE = 0.5  # of the matrix of Gauss and Newton, that of Cauchy noise at its own scale
+NOISY = 2.0  # times the target: residuals that ask for a larger scale are of the model, and their share says nothing
+GAIN = 0.5  # of what a step promises, below which the next takes the whole matrix; without, sources as wide as their
+# image take a quarter more steps
 DAMPING = 1e-3  # at the start, and after a rejected step at least
 EASIER, HARDER = 0.1, 8.0  # factors on the damping after an accepted, a rejected step
 NO_DAMPING = 1e-4  # below which there is none
@@ -36,7 +47,7 @@ class State(NamedTuple):
     free : the best place so far, p scalars, the logarithm of the scale last. move : what the next trial takes from it.
     nll, gradient, matrix, spread : there, see `pipeline.moments.Step`. size : the latest Gauss-Newton diagonal. exact :
     whether ``matrix`` is the Hessian; wanted : whether the next shall be. latched : whether the scale has reached its
-    target.
+    target. residual_scale : see `pipeline.moments.Step`. promised : by how much the move should lower the nll.
     """
 
     free: list
@@ -50,6 +61,8 @@ class State(NamedTuple):
     exact: jax.Array
     wanted: jax.Array
     latched: jax.Array
+    residual_scale: jax.Array
+    promised: jax.Array
     converged: jax.Array
     n_steps: jax.Array
 
@@ -148,6 +161,8 @@ def begin(start, target, fit_scale: bool) -> State:
         exact=no,
         wanted=no,
         latched=no,
+        residual_scale=zero,
+        promised=zero,
         converged=no,
         n_steps=jnp.zeros_like(target, int),
     )
@@ -179,7 +194,8 @@ def step(state: State, evaluate, valid, target, tolerance, rounding) -> State:
     fit_scale = p == len(state.free)
     first = state.n_steps == 0
     trial = _moved(state)
-    shrunk = jnp.maximum(target, trial[-1] + jnp.where(first, 0.0, jnp.log(SHRINK)))
+    least = jnp.maximum(trial[-1] + math.log(SHRINK), state.residual_scale + math.log(WARRANTED))
+    shrunk = jnp.maximum(target, jnp.where(first, trial[-1], least))
     log_scale = jnp.where(state.latched, trial[-1], shrunk)
     new = evaluate(trial, log_scale, state.wanted)
     # Rounding must neither refuse the last steps, nor ask for more of them. What it leaves at the trial itself is no
@@ -194,9 +210,9 @@ def step(state: State, evaluate, valid, target, tolerance, rounding) -> State:
 
     trial[-1] = log_scale
     free, latched = choose(trial, state.free), state.latched | (accepted & (log_scale <= target))
-    nll, gradient, matrix, spread, exact = choose(
-        (new.nll, list(new.gradient), new.matrix, new.spread, state.wanted),
-        (state.nll, state.gradient, state.matrix, state.spread, state.exact),
+    nll, gradient, matrix, spread, residual_scale, exact = choose(
+        (new.nll, list(new.gradient), new.matrix, new.spread, new.residual_scale, state.wanted),
+        (state.nll, state.gradient, state.matrix, state.spread, state.residual_scale, state.exact),
     )
     fresh = accepted & ~state.wanted
     size = [jnp.where(fresh, new.matrix[i, i], old) for i, old in enumerate(state.size)]
@@ -211,6 +227,9 @@ def step(state: State, evaluate, valid, target, tolerance, rounding) -> State:
     for i in range(p):
         held[i, i] = held[i, i] + damped * size[i]
     move, positive = solve(held, pull, [FLOOR * s for s in size])
+    known = fresh & (new.residual_scale < target + math.log(NOISY)) & (state.nll - new.judged > GAIN * state.promised)
+    share = jnp.where(known, jnp.clip(new.share, LEAST_SHARE, 1.0), 1.0)
+    move = [m / share for m in move[: len(free) - 1]] + move[len(free) - 1 :]
     decrement = 0.5 * sum(a * b for a, b in zip(pull, move, strict=True))
     left = fraction(decrement, noise, spread)
     return State(
@@ -225,6 +244,8 @@ def step(state: State, evaluate, valid, target, tolerance, rounding) -> State:
         exact=exact,
         wanted=jnp.where(accepted, latched & (left < NEAR), state.wanted),
         latched=latched,
+        residual_scale=residual_scale,
+        promised=decrement,
         converged=latched & exact & positive & (damped == 0) & (left <= tolerance),
         n_steps=state.n_steps + 1,
     )

@@ -47,12 +47,21 @@ def test_hot_pixels_side_by_side_on_a_source_are_none():
 
 
 def test_steps_are_few():
-    """6.6 at the mean; 7.5 if those of Gauss and Newton were half as long as Newton's own, as in least squares."""
+    """6.6 at the mean; 7.2 if those of Gauss and Newton were shorter than Newton's own, as in least squares."""
     images, _ = stamps.draw(400, (10, 100), seed=35)
-    assert np.mean(fit.fit_stack(images).n_steps) < 7.2
+    assert np.mean(fit.fit_stack(images).n_steps) < 6.9
 
 
-def test_sources_as_wide_as_the_image_converge():
-    """None fails; with steps longer by a fifth 86 would go back and forth for ever."""
-    images, _ = stamps.draw(600, (1e3, 1e4), seed=36, noise="gaussian", sigma=(7.0, 9.0), ellipticity=0.6)
-    assert np.sum(fit.fit_stack(images).flags & columns.BIT["NOT_CONVERGED"] > 0) <= 2
+@pytest.mark.parametrize("scale", ["fit", 0.612, 3.0])
+@pytest.mark.parametrize("sigma", [(7.0, 9.0), (10.0, 15.0)])
+def test_sources_as_wide_as_the_image_converge(sigma, scale):
+    """Bright ones, whose residuals are of the model, not of noise, until the last steps.
+
+    Of those of sigma 10 to 15 a tenth would go back and forth for ever, were the scale to shrink whatever they are.
+    """
+    images, params = stamps.draw(600, (1e3, 1e4), seed=36, noise="gaussian", sigma=sigma, ellipticity=0.3)
+    result = fit.fit_stack(images, scale=scale)
+    assert np.sum(result.flags & columns.BIT["NOT_CONVERGED"] > 0) <= 1
+    assert np.mean(result.n_steps) < 20
+    if scale == "fit":
+        assert np.sum(~(result.nll <= stamps.nll_at_truth(images, params) + 0.05)) <= 1

@@ -64,19 +64,30 @@ def evaluate(place, log_scale, exact):
     positive = (vectors * jnp.maximum(jnp.abs(eigenvalues), 1e-3)[None, :]) @ vectors.T
     matrix = jnp.where(exact, hessian, positive)
     lower = {(i, j): matrix[i, j] for i in range(3) for j in range(i + 1)}
-    return Step(rosenbrock(place), rosenbrock(there), list(jax.grad(rosenbrock)(there)), lower, jnp.asarray(1.0))
+    return Step(
+        judged=rosenbrock(place),
+        nll=rosenbrock(there),
+        gradient=list(jax.grad(rosenbrock)(there)),
+        matrix=lower,
+        spread=jnp.asarray(1.0),
+        share=jnp.asarray(1.0),
+        residual_scale=jnp.asarray(-9.0),
+    )
+
+
+def evaluate_held(place, log_scale, exact, **residuals):
+    """`evaluate` without the derivatives by the scale. residuals : fields of `Step` to replace."""
+    found = evaluate(place, log_scale, exact)
+    matrix = {place: entry for place, entry in found.matrix.items() if place[0] < 2}
+    return found._replace(gradient=found.gradient[:2], matrix=matrix, **residuals)
 
 
 @functools.partial(jax.jit, static_argnames=("fit_scale", "valid"))
 def _minimise(start, target, max_steps, *, fit_scale, valid):
-    def held(place, log_scale, exact):
-        found = evaluate(place, log_scale, exact)
-        if fit_scale:
-            return found
-        return found._replace(gradient=found.gradient[:2], matrix={k: v for k, v in found.matrix.items() if k[0] < 2})
-
     def step(state):
-        return newton.step(state, held, valid, target, 1e-12, lambda place: jnp.asarray(1e-14))
+        return newton.step(
+            state, evaluate if fit_scale else evaluate_held, valid, target, 1e-12, lambda place: jnp.asarray(1e-14)
+        )
 
     return jax.lax.while_loop(lambda s: newton.going(s, max_steps), step, newton.begin(start, target, fit_scale))
 
@@ -122,3 +133,44 @@ def test_a_rejected_step_is_damped_at_once():
     assert refused.damping >= newton.DAMPING
     assert not np.allclose(jnp.stack(refused.move), jnp.stack(state.move), rtol=1e-6)
     assert_allclose(jnp.stack(refused.free), jnp.stack(state.free))
+
+
+def steps(count, *, share=1.0, residual_scale=-9.0, promised=None, start=(1.1, 1.2, 5.0)):
+    """The state after a few steps with the scale held, of which the last one finds residuals like this.
+
+    promised : instead of what that step was to gain.
+    """
+    target, state = jnp.asarray(0.0), newton.begin(jnp.asarray(start), jnp.asarray(0.0), False)
+    said = functools.partial(evaluate_held, share=jnp.asarray(share), residual_scale=jnp.asarray(residual_scale))
+    for i in range(count):
+        last = i == count - 1
+        if last and promised is not None:
+            state = state._replace(promised=jnp.asarray(promised))
+        state = newton.step(state, said if last else evaluate_held, anywhere, target, 1e-12, lambda place: 0.0)
+    return state
+
+
+def test_the_scale_shrinks_by_no_more_than_residuals_warrant():
+    def scale(start, residual_scale):
+        first = steps(1, start=start, residual_scale=residual_scale)
+        second = newton.step(first, evaluate_held, anywhere, jnp.asarray(0.0), 1e-12, lambda place: 0.0)
+        return second.free[-1]
+
+    assert_allclose(scale((1.1, 1.2, 5.0), -9.0), 5.0 + np.log(newton.SHRINK))
+    assert_allclose(scale((1.1, 1.2, 5.0), 4.9), 4.9 + np.log(newton.WARRANTED))
+    assert_allclose(scale((1.1, 1.2, 0.5), 0.4), 0.0)
+
+
+@pytest.mark.parametrize(("share", "longer"), [(0.8, 1.25), (0.1, 1 / newton.LEAST_SHARE), (1.5, 1.0)])
+def test_steps_are_as_long_as_residuals_tell_where_these_are_noise(share, longer):
+    plain, long = steps(1), steps(1, share=share)
+    assert_allclose(long.move, longer * np.array(plain.move))
+    assert_allclose(long.promised, longer * plain.promised)
+    assert_allclose(steps(1, share=share, residual_scale=0.01 + np.log(newton.NOISY)).move, plain.move)
+
+
+def test_steps_are_shorter_after_one_that_gained_less_than_promised():
+    plain, gained = steps(2), steps(1).nll - rosenbrock(jnp.asarray([*steps(2).free[:2], 5.0]))
+    enough, too_little = (steps(2, share=0.8, promised=by * gained / newton.GAIN) for by in (0.99, 1.01))
+    assert_allclose(enough.move, 1.25 * np.array(plain.move))
+    assert_allclose(too_little.move, plain.move)
