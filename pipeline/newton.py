@@ -5,9 +5,9 @@ nearly least squares, and shrinks to its target with each accepted step; until t
 the step is long, the positive Gauss-Newton matrix takes the place of the Hessian. After that the Hessian is exact
 and convergence quadratic.
 
-Squares with the weights of that matrix lie above the likelihood, so that its steps are safe, but short: half of Newton's
-in Cauchy noise. So they are as long as if the Hessian were the share of it that the residuals tell (`moments.Step`),
-wherever these are noise, and the last step gained what such a step should.
+Squares with the weights of that matrix lie above the likelihood, so that its steps are safe, but short: in Cauchy noise
+half as long as Newton's. So they are as long as if the Hessian were the share of it that the residuals tell
+(`pipeline.moments.Step`), wherever these are noise, and the last step gained what such a step should.
 
 All numbers are scalars, in lists, and a symmetric matrix is the dict of its lower triangle: under ``vmap`` every
 operation then runs over the whole batch, where LAPACK would be called once a matrix.
