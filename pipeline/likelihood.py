@@ -34,7 +34,7 @@ class Image(NamedTuple):
 class Terms(NamedTuple):
     """Value and derivatives at one point: nll (), gradient (p,), and three (p, p) matrices.
 
-    ``hessian`` is exact; ``gauss_newton`` is the matrix of iteratively reweighted least squares, without entries between
+    ``hessian`` is exact; ``gauss_newton`` is the matrix of iteratively reweighted least squares, with nothing between
     the model and the log scale, whose own is the sum of v: in Cauchy noise that of the Hessian, at the mean. It has no
     negative eigenvalue. ``scores`` sums the outer products of the pixels' gradients.
     """
