@@ -201,11 +201,26 @@ def fit(
     # More images may have divided shards since, or fewer joined them.
     olds = [Path(kept).with_stem(name) for name in relatives(Path(kept).stem)]
     old, again = unchanged(olds, digests, np.bincount(block_of, minlength=len(blocks)), parameters, reading["carry"])
-    rows, covariances, carried = [old.rows], [old.covariance], old.carried
-    positions, fresh = [np.flatnonzero(again[block_of])], np.flatnonzero(~again[block_of])
+    # Each number has its place before it is there: images of several sizes are fitted size by size, and the catalogue
+    # has them in the order of the manifest.
+    count, square = len(block_of), (len(parameters), len(parameters))
+    rows, carried = empty_rows(count), {name: np.empty(count, object) for name in reading["carry"]}
+    covariances = {kind: np.empty((count, *square)) for kind in COVARIANCES}
+    known = np.zeros(count, bool)
+
+    def put(places: np.ndarray, *tables: Mapping[str, Any]) -> None:
+        for table, its in zip((rows, covariances, carried), tables, strict=True):
+            for name, values in table.items():
+                values[places] = its[name]
+        known[places] = True
+
+    put(np.flatnonzero(again[block_of]), old.rows, old.covariance, old.carried)
+    fresh = np.flatnonzero(~known)
+    reused = count - len(fresh)
     units = old.blocks["unit"].tolist()
-    pixels = [hashlib.blake2b(digest_size=16) for _ in blocks]
-    runtime.LOG.info("%d rows taken over, of images that have not changed", len(positions[0]))
+    # Of what processors have instructions for: twice as fast as any other.
+    pixels = [hashlib.sha256() for _ in blocks]
+    runtime.LOG.info("%d rows taken over, of images that have not changed", reused)
     tell = _progress(len(fresh), "images fitted")
     left = [block for block, same in zip(blocks, again, strict=True) if not same]
     for pieces in batches.of_blocks(left, {**reading, "folder": detections}, rejected):
@@ -214,26 +229,24 @@ def fit(
         fitted, covariance = fit_rows(*stack, **{**settings, **kernels})
         batch = empty_rows(len(stack.data)) | fitted
         batches.complete(batch, covariance[fit["uncertainty"]], pieces)
-        rows.append(batch)
-        covariances.append(covariance)
-        for piece in pieces:
-            positions.append(fresh[piece.position : piece.position + len(piece.stack.data)])
-            number = block_of[positions[-1][0]]
+        places = [fresh[piece.position : piece.position + len(piece.stack.data)] for piece in pieces]
+        along = {name: [value for piece in pieces for value in piece.carried[name]] for name in carried}
+        put(np.concatenate(places), batch, covariance, along)
+        for piece, place in zip(pieces, places, strict=True):
+            number = block_of[place[0]]
             units[number] = piece.sky.unit
-            for array in piece.stack:
+            data, mask, noise = piece.stack
+            for array in (data, np.packbits(mask), noise):
                 pixels[number].update(b"" if array is None else np.ravel(array))
-            for name, values in carried.items():
-                values += piece.carried[name]
-        tell(sum(map(len, positions[1:])))
+        tell(np.count_nonzero(known) - reused)
         # At once: the other jobs of a run have begun with this one, or soon will.
         runtime.share_cache()
-    # Images of several sizes are fitted size by size; the catalogue has them in the order of the manifest.
-    place = np.concatenate(positions)
-    order = np.argsort(place)
+    there = slice(None) if known.all() else known  # a view, where nothing could not be read
+    number_of = block_of[there]
     pixels_of = np.where(again, old.blocks["pixels"], [digest.hexdigest() for digest in pixels])
     origin = {
-        "images": len(order),
-        "fitted": len(order) - len(positions[0]),
+        "images": len(number_of),
+        "fitted": len(number_of) - reused,
         "rejected": len(rejected),
         "retry": any(row.reason.endswith(RETRY) for row in rejected[told:]),
         "seconds": round(time.monotonic() - began, 3),
@@ -245,21 +258,21 @@ def fit(
     check_run(run, wanted)
     write_part(
         part,
-        {column.name: np.concatenate([batch[column.name] for batch in rows])[order] for column in COLUMNS},
-        {kind: np.concatenate([batch[kind] for batch in covariances])[order] for kind in COVARIANCES},
+        {name: values[there] for name, values in rows.items()},
+        {kind: matrices[there] for kind, matrices in covariances.items()},
         parameters,
         rejected,
-        "\n".join(sorted({units[number] for number in block_of[place]})),
-        {name: [values[i] for i in order.tolist()] for name, values in carried.items()},
+        "\n".join(sorted({units[number] for number in np.unique(number_of)})),
+        {name: values[there] for name, values in carried.items()},
         origin,
         {
             "digest": np.array(digests, dtype=object),
-            "rows": np.bincount(block_of[place], minlength=len(blocks)),
+            "rows": np.bincount(number_of, minlength=len(blocks)),
             "pixels": pixels_of,
             "unit": np.array(units, dtype=object),
         },
     )
-    if len(order):  # a disk with all its images may be away for a run
+    if len(number_of):  # a disk with all its images may be away for a run
         keep(part, kept)
     runtime.LOG.info("%(images)d rows, %(fitted)d of them fitted now, in %(seconds)g s; %(rejected)d rejected", origin)
 
