@@ -285,9 +285,8 @@ def misfits(count: int) -> tuple[list[str], list[str]]:
                 images, _ = stamps.draw(count // 10, (1, 1), seed=amp, noise=noise)
                 result = fit.fit_stack(images + amp * strange(kind, number, count // 10, r), correlation=how)
                 flagged = np.mean(result.flags & columns.BIT["MISFIT"] > 0)
-                cells.append(
-                    f"{100 * flagged:.0f} ({np.median(result.misfit):+.1f}, {np.median(result.misfit_profile):+.1f})"
-                )
+                medians = (np.nanmedian(misfit) for misfit in (result.misfit, result.misfit_profile))
+                cells.append(f"{100 * flagged:.0f} ({', '.join(f'{median:+.1f}' for median in medians)})")
             found.append(f"| {kind} {number:g} | {noise} | {' | '.join(cells)} |")
     return told, found
 
@@ -304,7 +303,7 @@ def draw(results: list[dict]) -> None:
     figure, axes = plt.subplots(3, 5, figsize=(14, 7), sharex=True, sharey=True, layout="constrained")
     for axis in axes.flat[len(CELLS) :]:
         axis.remove()
-    for axis, cell in zip(axes.flat, CELLS, strict=False):
+    for axis, cell in zip(axes.flat[: len(CELLS)], CELLS, strict=True):
         rows = [row for row in results if row["label"] == cell.label]
         axis.axhspan(66.8, 69.8, color="0.9")
         axis.axhline(68.27, color="0.5", linewidth=0.8)
@@ -410,7 +409,7 @@ its rms.
 {chr(10).join(told)}
 
 And of sources that are not, {arguments.count // 10} stamps a cell, by peak over the noise (half-width or rms): the
-share that has the flag [%] and the medians of both. Blends are of two equal sources of width 2 px, so many widths
+share that has the flag [%] and the medians of both where they are defined. Blends are of two equal sources of width 2 px, so many widths
 apart. Correlated noise is taken as estimated.
 
 | source | noise | 20 | 50 | 100 | 300 | 1000 |
