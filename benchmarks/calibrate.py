@@ -409,8 +409,8 @@ its rms.
 {chr(10).join(told)}
 
 And of sources that are not, {arguments.count // 10} stamps a cell, by peak over the noise (half-width or rms): the
-share that has the flag [%] and the medians of both where they are defined. Blends are of two equal sources of width 2 px, so many widths
-apart. Correlated noise is taken as estimated.
+share that has the flag [%] and the medians of both where they are defined. Blends are of two equal sources of width
+2 px, so many widths apart. Correlated noise is taken as estimated.
 
 | source | noise | 20 | 50 | 100 | 300 | 1000 |
 | --- | --- | --- | --- | --- | --- | --- |
