@@ -16,7 +16,7 @@ from astropy.io import fits
 from pipeline import __version__, batches, runtime
 from pipeline.catalogue import merge, read_origin, read_rows, write_certificate, write_part
 from pipeline.certificate import DONORS, NEEDED, certified, certify, choose, inject
-from pipeline.columns import COLUMNS, COVARIANCES, HARMLESS, empty_rows, parameter_names
+from pipeline.columns import COVARIANCES, HARMLESS, empty_rows, parameter_names
 from pipeline.detection import forget_others
 from pipeline.files import keep
 from pipeline.images import Block, near_middle, scan_file
