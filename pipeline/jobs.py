@@ -238,7 +238,7 @@ def fit(
             data, mask, noise = piece.stack
             for array in (data, np.packbits(mask), noise):
                 pixels[number].update(b"" if array is None else np.ravel(array))
-        tell(np.count_nonzero(known) - reused)
+        tell(int(np.count_nonzero(known)) - reused)
         # At once: the other jobs of a run have begun with this one, or soon will.
         runtime.share_cache()
     there = slice(None) if known.all() else known  # a view, where nothing could not be read
@@ -263,7 +263,7 @@ def fit(
         parameters,
         rejected,
         "\n".join(sorted({units[number] for number in np.unique(number_of)})),
-        {name: values[there] for name, values in carried.items()},
+        {name: values[there].tolist() for name, values in carried.items()},
         origin,
         {
             "digest": np.array(digests, dtype=object),
