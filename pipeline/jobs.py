@@ -206,12 +206,13 @@ def fit(
     count, square = len(block_of), (len(parameters), len(parameters))
     rows, carried = empty_rows(count), {name: np.empty(count, object) for name in reading["carry"]}
     covariances = {kind: np.empty((count, *square)) for kind in COVARIANCES}
+    kept_in: list[dict[str, np.ndarray]] = [rows, covariances, carried]
     known = np.zeros(count, bool)
 
     def put(places: np.ndarray, *tables: Mapping[str, Any]) -> None:
-        for table, its in zip((rows, covariances, carried), tables, strict=True):
-            for name, values in table.items():
-                values[places] = its[name]
+        for into, table in zip(kept_in, tables, strict=True):
+            for name, values in into.items():
+                values[places] = table[name]
         known[places] = True
 
     put(np.flatnonzero(again[block_of]), old.rows, old.covariance, old.carried)
